@@ -1,0 +1,113 @@
+"""Wounds: what an automaton is made to survive, in training and in tests.
+
+    wounded = halve(state, "left")
+    wounded = random_circles(states, jax.random.key(0))
+
+A wound empties cells: all their channels become zero. All functions can be jitted.
+"""
+
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from nca_helpers.model import check_state
+
+SIDES = ("left", "right", "top", "bottom")
+
+
+def circle(state: Array, centre: tuple[float, float] | Array, radius: float | Array) -> Array:
+    """Empties the cells within `radius` of `centre`.
+
+    Args:
+        state: `(..., height, width, channels)`.
+        centre: Row and column, in cells.
+        radius: In cells, at least 0.
+
+    Returns:
+        The wounded state, of the same shape.
+
+    Raises:
+        ValueError: `state` has another shape, or `radius` is negative or NaN.
+    """
+    check_state(state)
+    _check_radius(radius)
+    height, width = state.shape[-3:-1]
+    rows, columns = jnp.mgrid[:height, :width]
+    inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+    return jnp.where(inside[..., None], 0.0, state)
+
+
+def random_circles(state: Array, key: Array) -> Array:
+    """Empties one random circle of each sample, as in Mordvintsev et al., Distill 2020.
+
+    The centre lies within half of the half-width around the middle, the radius between 0.1 and
+    0.4 of half the width.
+
+    Args:
+        state: `(..., height, width, channels)`.
+        key: Random key.
+
+    Returns:
+        The wounded state, of the same shape.
+    """
+    check_state(state)
+    *batch, height, width, _ = state.shape
+    centre_key, radius_key = jax.random.split(key)
+    half = jnp.array([height, width]) / 2
+    count = math.prod(batch)
+    centres = half * (1 + jax.random.uniform(centre_key, (count, 2), minval=-0.5, maxval=0.5))
+    radii = width / 2 * jax.random.uniform(radius_key, (count,), minval=0.1, maxval=0.4)
+    samples = state.reshape(-1, *state.shape[-3:])
+    return jax.vmap(circle)(samples, centres, radii).reshape(state.shape)
+
+
+def halve(state: Array, side: str = "left") -> Array:
+    """Empties one half of the grid.
+
+    Args:
+        state: `(..., height, width, channels)`.
+        side: The half to empty: "left", "right", "top" or "bottom".
+
+    Returns:
+        The wounded state, of the same shape.
+
+    Raises:
+        ValueError: `state` has another shape, or `side` is another word.
+    """
+    check_state(state)
+    if side not in SIDES:
+        raise ValueError(f"side must be one of {', '.join(SIDES)}, got {side!r}")
+    height, width = state.shape[-3:-1]
+    emptied = {
+        "left": (slice(None), slice(None, width // 2)),
+        "right": (slice(None), slice(width // 2, None)),
+        "top": (slice(None, height // 2), slice(None)),
+        "bottom": (slice(height // 2, None), slice(None)),
+    }[side]
+    return jnp.asarray(state).at[(..., *emptied, slice(None))].set(0.0)
+
+
+def hole(state: Array, radius: float | Array) -> Array:
+    """Empties a circle in the middle of the grid, where the seed was.
+
+    Args:
+        state: `(..., height, width, channels)`.
+        radius: In cells, at least 0.
+
+    Returns:
+        The wounded state, of the same shape.
+
+    Raises:
+        ValueError: `state` has another shape, or `radius` is negative or NaN.
+    """
+    check_state(state)
+    height, width = state.shape[-3:-1]
+    return circle(state, (height // 2, width // 2), radius)
+
+
+def _check_radius(radius: float | Array) -> None:
+    if isinstance(radius, numbers.Real) and not radius >= 0:
+        raise ValueError(f"radius must be at least 0 cells, got {radius!r}")

@@ -1,0 +1,269 @@
+"""The cell: what it perceives, which cells live, and the rule that every cell follows.
+
+    nca = NCA(rngs=nnx.Rngs(0))
+    state = seed_state(72, 72)
+    state = nca(state, jax.random.key(0))
+
+The rule is that of Mordvintsev et al., "Growing Neural Cellular Automata", Distill 2020
+(https://distill.pub/2020/growing-ca). A state is `(..., height, width, channels)`: RGB
+premultiplied by alpha, alpha, and hidden channels.
+"""
+
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+ALIVE_THRESHOLD = 0.1
+FIRE_RATE = 0.5
+
+
+def seed_state(height: int, width: int, channels: int = 16) -> Array:
+    """Returns the first state: one living cell in the middle of an empty grid.
+
+    Args:
+        height: Rows of the grid, at least 1.
+        width: Columns of the grid, at least 1.
+        channels: Channels of a cell, at least 4 (RGBA).
+
+    Returns:
+        `(height, width, channels)` zeros, and 1.0 in alpha and every hidden channel of the
+        cell at `[height // 2, width // 2]`.
+
+    Raises:
+        ValueError: A size is not an integer of at least 1, or 4 for `channels`.
+    """
+    _check_integer("height", height, 1)
+    _check_integer("width", width, 1)
+    _check_integer("channels", channels, 4)
+    return jnp.zeros((height, width, channels)).at[height // 2, width // 2, 3:].set(1.0)
+
+
+def living_mask(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
+    """Returns which cells live: those with a mature cell in their 3×3 neighbourhood.
+
+    Args:
+        state: `(..., height, width, channels)`.
+        threshold: A cell is mature if its alpha is strictly above this.
+
+    Returns:
+        `(..., height, width)` booleans. Outside the grid nothing is alive.
+    """
+    check_state(state)
+    rows, columns = state.ndim - 3, state.ndim - 2
+    mature = state[..., 3] > threshold
+    return _any_of_three(_any_of_three(mature, rows), columns)
+
+
+def perceive(state: Array, angle: float | Array = 0.0) -> Array:
+    """Returns what each cell sees: itself and the slope of every channel around it.
+
+    Args:
+        state: `(..., height, width, channels)`.
+        angle: Turns the cell's frame, in radians: `x' = cos·gx - sin·gy` and
+            `y' = sin·gx + cos·gy`.
+
+    Returns:
+        `(..., height, width, 3 * channels)`: the state, its gradient along x (to the right)
+        and along y (downwards), by Sobel filters divided by 8, with zeros outside the grid.
+    """
+    check_state(state)
+    along_x, along_y = _sobel(state)
+    # An upright frame, the common case, is not charged for the turn.
+    if not (isinstance(angle, numbers.Real) and angle == 0):
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        along_x, along_y = cos * along_x - sin * along_y, sin * along_x + cos * along_y
+    return jnp.concatenate([state, along_x, along_y], axis=-1)
+
+
+class NCA(nnx.Module):
+    """A neural cellular automaton: one small network that every cell runs.
+
+    `step` is the rule for a given fire mask, and what to override to change it; calling the
+    automaton draws the mask and takes one step.
+
+    Attributes:
+        hidden: Dense layer, perception `(3 * channels)` to `(hidden_size)`.
+        update: Dense layer, `(hidden_size)` to `(channels)`; its kernel starts at zero, so that
+            an untrained automaton does nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 16,
+        hidden: int = 128,
+        fire_rate: float = FIRE_RATE,
+        alive_threshold: float = ALIVE_THRESHOLD,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises the weights.
+
+        Args:
+            channels: Channels of a cell, at least 4 (RGBA).
+            hidden: Width of the hidden layer.
+            fire_rate: Probability that a cell fires in a step, in [0, 1].
+            alive_threshold: Alpha above which a cell is mature, finite.
+            rngs: Source of the initial weights.
+
+        Raises:
+            ValueError: An argument is outside its range.
+        """
+        _check_integer("channels", channels, 4)
+        _check_integer("hidden", hidden, 1)
+        check_fire_rate(fire_rate)
+        if not math.isfinite(alive_threshold):
+            raise ValueError(f"alive_threshold must be a finite number, got {alive_threshold!r}")
+        self.channels = int(channels)
+        self.hidden_size = int(hidden)
+        self.fire_rate = float(fire_rate)
+        self.alive_threshold = float(alive_threshold)
+        self.hidden = nnx.Linear(3 * channels, hidden, rngs=rngs)
+        self.update = nnx.Linear(
+            hidden, channels, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
+        )
+
+    def step(
+        self,
+        state: Array,
+        fire: Array,
+        *,
+        angle: float | Array = 0.0,
+        step_size: float | Array = 1.0,
+    ) -> Array:
+        """Takes one step in which exactly the cells in `fire` update themselves.
+
+        Args:
+            state: `(..., height, width, channels)`.
+            fire: `(..., height, width)` booleans.
+            angle: Turns every cell's frame, in radians (see `perceive`).
+            step_size: Multiplies the update.
+
+        Returns:
+            The next state, of the same shape. A cell is emptied unless it lives both before
+            and after the update.
+        """
+        before = living_mask(state, self.alive_threshold)
+        update = self.update(nnx.relu(self.hidden(perceive(state, angle))))
+        state = state + jnp.where(fire[..., None], step_size * update, 0.0)
+        alive = before & living_mask(state, self.alive_threshold)
+        return jnp.where(alive[..., None], state, 0.0)
+
+    def __call__(
+        self,
+        state: Array,
+        key: Array,
+        *,
+        fire_rate: float | Array | None = None,
+        angle: float | Array = 0.0,
+        step_size: float | Array = 1.0,
+    ) -> Array:
+        """Takes one step in which each cell fires with probability `fire_rate`.
+
+        Args:
+            state: `(..., height, width, channels)`.
+            key: Random key of this step.
+            fire_rate: In place of the automaton's own, in [0, 1].
+            angle: Turns every cell's frame, in radians (see `perceive`).
+            step_size: Multiplies the update.
+
+        Returns:
+            The next state, of the same shape.
+
+        Raises:
+            ValueError: `state` or `fire_rate` is not what is accepted.
+        """
+        check_state(state, self.channels)
+        check_fire_rate(fire_rate)
+        rate = self.fire_rate if fire_rate is None else fire_rate
+        *batch, height, width, _ = state.shape
+        keys = sample_keys(key, math.prod(batch))
+        fire = jax.vmap(lambda key: jax.random.bernoulli(key, rate, (height, width)))(keys)
+        fire = fire.reshape(state.shape[:-1])
+        return self.step(state, fire, angle=angle, step_size=step_size)
+
+
+def sample_keys(key: Array, count: int) -> Array:
+    """Returns one key for each sample of a batch.
+
+    A sample's draw then depends on its place in the batch alone, not on how many samples there
+    are or which device holds them.
+    """
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+def check_state(state: Array, channels: int | None = None) -> None:
+    """Raises ValueError unless `state` is `(..., height, width, channels)` of floats.
+
+    Args:
+        state: What to check.
+        channels: The channels that it must have; any number from 4 on if None.
+    """
+    shape = jnp.shape(state)
+    wanted = "at least 4" if channels is None else str(channels)
+    if len(shape) < 3 or (shape[-1] < 4 if channels is None else shape[-1] != channels):
+        raise ValueError(
+            f"state must have shape (..., height, width, channels) with {wanted} channels, "
+            f"got shape {shape}"
+        )
+    dtype = jnp.result_type(state)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"state must hold floats, got {dtype}")
+
+
+def check_fire_rate(fire_rate: float | Array | None) -> None:
+    """Raises ValueError for a concrete fire rate outside [0, 1]; None and traced ones pass."""
+    if fire_rate is None or isinstance(fire_rate, jax.core.Tracer):
+        return
+    if not 0.0 <= float(fire_rate) <= 1.0:
+        raise ValueError(f"fire_rate must be a probability in [0, 1], got {fire_rate!r}")
+
+
+def _check_integer(name: str, value: int, minimum: int) -> None:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def _any_of_three(mask: Array, axis: int) -> Array:
+    """Returns whether a cell or one of its two neighbours along `axis` is set."""
+    size = mask.shape[axis]
+    widths = [(1, 1) if i == axis else (0, 0) for i in range(mask.ndim)]
+    padded = jnp.pad(mask, widths)
+    before, here, after = (
+        jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)
+    )
+    return before | here | after
+
+
+@jax.custom_vjp
+def _sobel(state: Array) -> tuple[Array, Array]:
+    """Returns the gradients along x and y: Sobel filters divided by 8, zeros outside.
+
+    Shifted slices, because XLA's grouped convolution is some fifty times slower on a CPU.
+    """
+    pad = [(0, 0)] * (state.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
+    padded = jnp.pad(state, pad)
+    up, middle, down = padded[..., :-2, :, :], padded[..., 1:-1, :, :], padded[..., 2:, :, :]
+    smooth = (up + 2 * middle + down) / 8
+    slope = (down - up) / 8
+    along_x = smooth[..., 2:, :] - smooth[..., :-2, :]
+    along_y = slope[..., :-2, :] + 2 * slope[..., 1:-1, :] + slope[..., 2:, :]
+    return along_x, along_y
+
+
+def _sobel_forward(state):
+    return _sobel(state), None
+
+
+def _sobel_backward(_, cotangents):
+    # A Sobel filter is antisymmetric, so its adjoint is its negative: the backward pass is as
+    # cheap as the forward one.
+    cotangent_x, cotangent_y = cotangents
+    return (-_sobel(cotangent_x)[0] - _sobel(cotangent_y)[1],)
+
+
+_sobel.defvjp(_sobel_forward, _sobel_backward)

@@ -1,0 +1,332 @@
+"""Time: an automaton run for many steps, fast and differentiable.
+
+    state = rollout(nca, seed_state(72, 72), jax.random.key(0), 96)
+    frames = rollout_frames(nca, seed_state(72, 72), jax.random.key(0), 96)
+
+Both give what a plain Python loop over `nca(state, jax.random.fold_in(key, t))` gives.
+
+How `rollout` is fast. On a CPU each sample takes its whole rollout in turn, so that its hidden
+layer stays in cache, on as many cores as there are CPU devices; on a GPU or TPU the batch steps
+together. A step computes only a window around what lives, since all else is zero and stays zero.
+The gradient keeps the state of every step and replays the steps backwards, exactly as many as
+were taken: little memory, and one compilation for every length.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from nca_helpers.model import NCA, check_fire_rate, check_state, living_mask, sample_keys
+
+# Gradients of lengths up to the same multiple of this share one compilation.
+_LENGTH_MULTIPLE = 32
+# The windows that a step may be computed in, in eighths of the grid's height and width.
+_WINDOW_EIGHTHS = (2, 3, 4, 5, 6, 8)
+
+
+def rollout(
+    nca: NCA,
+    state: Array,
+    key: Array,
+    num_steps: int | Array,
+    *,
+    max_steps: int | None = None,
+    fire_rate: float | Array | None = None,
+    angle: float | Array = 0.0,
+    step_size: float | Array = 1.0,
+) -> Array:
+    """Runs the automaton and returns the last state.
+
+    Differentiable with respect to the weights, `state`, `angle` and `step_size`. The length is
+    a run-time value: one compilation serves every length.
+
+    Args:
+        nca: The automaton.
+        state: `(..., height, width, channels)`.
+        key: Random key; step `t` uses `jax.random.fold_in(key, t)`.
+        num_steps: How many steps to take: an integer of at least 0, a traced integer (then give
+            `max_steps`), or one integer for each sample of the leading batch axis.
+        max_steps: The most steps that the gradient has room for. A concrete `num_steps` above
+            it is refused, a traced one is clamped.
+        fire_rate: In place of the automaton's own, in [0, 1].
+        angle: Turns every cell's frame, in radians.
+        step_size: Multiplies the update.
+
+    Returns:
+        The state after `num_steps` steps, of the same shape.
+
+    Raises:
+        ValueError: An argument is not what is accepted. Nothing has been compiled then.
+    """
+    _check(nca, state, fire_rate)
+    lengths, capacity = _check_lengths(num_steps, max_steps, jnp.shape(state))
+    graph, weights = nnx.split(nca)
+    inputs = (weights, state, key, lengths, _settings(nca, fire_rate, angle, step_size))
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+        capacity = 0  # Nothing differentiates this call, so that it needs no room at all.
+    return _rollout(graph, capacity, *inputs)
+
+
+def rollout_frames(
+    nca: NCA,
+    state: Array,
+    key: Array,
+    num_steps: int,
+    *,
+    fire_rate: float | Array | None = None,
+    angle: float | Array = 0.0,
+    step_size: float | Array = 1.0,
+) -> Array:
+    """Runs the automaton and returns every state, the first included.
+
+    Args:
+        nca: The automaton.
+        state: `(..., height, width, channels)`.
+        key: Random key; step `t` uses `jax.random.fold_in(key, t)`.
+        num_steps: How many steps to take, an integer of at least 0, not traced.
+        fire_rate: In place of the automaton's own, in [0, 1].
+        angle: Turns every cell's frame, in radians.
+        step_size: Multiplies the update.
+
+    Returns:
+        `(num_steps + 1, ..., height, width, channels)`.
+
+    Raises:
+        ValueError: An argument is not what is accepted. Nothing has been compiled then.
+    """
+    _check(nca, state, fire_rate)
+    num_steps = _check_steps("num_steps", num_steps)
+    graph, weights = nnx.split(nca)
+    settings = _settings(nca, fire_rate, angle, step_size)
+    return _rollout_frames(graph, num_steps, weights, state, key, settings)
+
+
+def _check(nca, state, fire_rate):
+    if not isinstance(nca, NCA):
+        raise ValueError(f"nca must be an NCA, got {type(nca).__name__}")
+    check_state(state, nca.channels)
+    check_fire_rate(fire_rate)
+
+
+def _check_steps(name: str, value: int) -> int:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < 0:
+        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+    return int(value)
+
+
+def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
+    """Returns the lengths as an int32 array or tracer, and the room that a gradient needs."""
+    if max_steps is not None:
+        max_steps = _check_steps("max_steps", max_steps)
+    if isinstance(num_steps, jax.core.Tracer):
+        if max_steps is None:
+            raise ValueError("num_steps is traced, so max_steps must be given, got None")
+        _check_lengths_array(num_steps, state_shape)
+        return jnp.clip(num_steps, 0, max_steps), max_steps
+    if np.ndim(num_steps) == 0:
+        num_steps = _check_steps("num_steps", np.asarray(num_steps)[()])
+    lengths = np.asarray(num_steps)
+    _check_lengths_array(lengths, state_shape)
+    longest = int(lengths.max(initial=0))
+    if lengths.min(initial=0) < 0 or (max_steps is not None and longest > max_steps):
+        most = "" if max_steps is None else f" and at most max_steps={max_steps}"
+        raise ValueError(f"num_steps must be at least 0{most}, got {num_steps!r}")
+    capacity = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE if max_steps is None else max_steps
+    return lengths.astype(np.int32), capacity
+
+
+def _check_lengths_array(lengths, state_shape: tuple[int, ...]) -> None:
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"num_steps must hold integers, got {lengths.dtype}")
+    batch = state_shape[:-3]
+    if lengths.ndim and (not batch or lengths.shape != batch[:1]):
+        raise ValueError(
+            "num_steps must be one integer, or one for each sample of state's leading axis, "
+            f"got shape {lengths.shape} for a state of shape {state_shape}"
+        )
+
+
+def _settings(nca, fire_rate, angle, step_size):
+    """Returns (fire rate, angle, step size) as floats or float arrays."""
+    fire_rate = nca.fire_rate if fire_rate is None else fire_rate
+    if isinstance(angle, numbers.Real) and angle == 0:
+        angle = None  # Part of the structure, not of the values: an upright frame costs nothing.
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, jax.Array) else float(x),
+        (fire_rate, angle, step_size),
+    )
+
+
+def _frame(settings):
+    """Returns the keyword arguments of a step."""
+    _, angle, step_size = settings
+    return {"angle": 0.0 if angle is None else angle, "step_size": step_size}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rollout_frames(graph, num_steps, weights, state, key, settings):
+    nca = nnx.merge(graph, weights)
+
+    def advance(state, t):
+        step_key = jax.random.fold_in(key, t)
+        state = nca(state, step_key, fire_rate=settings[0], **_frame(settings))
+        return state, state
+
+    _, frames = jax.lax.scan(advance, state, jnp.arange(num_steps))
+    return jnp.concatenate([state[None], frames])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rollout(graph, capacity, weights, state, key, lengths, settings):
+    states = state.reshape(-1, *state.shape[-3:])
+    if lengths.ndim:
+        lengths = jnp.repeat(lengths, len(states) // max(len(lengths), 1))
+    lengths = jnp.broadcast_to(lengths, len(states))
+    return _run(graph, capacity, weights, states, key, lengths, settings).reshape(state.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(graph, capacity, weights, states, key, lengths, settings):
+    return _run_forward(graph, 0, weights, states, key, lengths, settings)[0]
+
+
+def _run_forward(graph, capacity, weights, states, key, lengths, settings):
+    """Returns the last states, and for the backward pass the states before each step."""
+
+    def run(sample, shared):
+        index, state, length = sample
+        weights, key, longest, settings = shared
+        nca = nnx.merge(graph, weights)
+        step = functools.partial(nca.step, **_frame(settings))
+
+        def advance(t, carry):
+            state, trajectory = carry
+            if capacity:
+                trajectory = jax.lax.dynamic_update_index_in_dim(trajectory, state, t, 0)
+            following = _in_window(nca, step, state, _fire(key, t, index, settings, state))
+            return jnp.where(t < length, following, state), trajectory
+
+        trajectory = jnp.zeros((capacity, *state.shape), state.dtype)
+        steps = length if _one_at_a_time() else longest
+        return jax.lax.fori_loop(0, steps, advance, (state, trajectory))
+
+    samples = (jnp.arange(len(states)), states, lengths)
+    shared = (weights, key, lengths.max(initial=0), settings)
+    states, trajectories = _for_each_sample(run, samples, shared)
+    return states, (trajectories, lengths, shared)
+
+
+def _run_backward(graph, capacity, residuals, cotangents):
+    """Replays the steps backwards and adds up each step's share of the gradient."""
+    trajectories, lengths, shared = residuals
+
+    def replay(sample, shared):
+        index, trajectory, length, cotangent = sample
+        weights, key, longest, settings = shared
+        nca = nnx.merge(graph, weights)
+        steps = length if _one_at_a_time() else longest
+
+        def pull_back(state, fire, cotangent):
+            def step(state, weights, settings):
+                return nnx.merge(graph, weights).step(state, fire, **_frame(settings))
+
+            _, transposed = jax.vjp(step, state, weights, settings)
+            cotangent, *shares = transposed(cotangent)
+            return cotangent, shares
+
+        def retreat(i, carry):
+            cotangent, sums = carry
+            t = steps - 1 - i
+            state = jax.lax.dynamic_index_in_dim(trajectory, t, 0, keepdims=False)
+            fire = _fire(key, t, index, settings, state)
+            preceding, shares = _in_window(nca, pull_back, state, fire, cotangent)
+            taken = t < length
+            sums = jax.tree.map(lambda total, share: total + taken * share, sums, shares)
+            return jnp.where(taken, preceding, cotangent), sums
+
+        sums = jax.tree.map(jnp.zeros_like, [weights, settings])
+        return jax.lax.fori_loop(0, steps, retreat, (cotangent, sums))
+
+    samples = (jnp.arange(len(lengths)), trajectories, lengths, cotangents)
+    cotangents, sums = _for_each_sample(replay, samples, shared)
+    weights_cotangent, settings_cotangent = jax.tree.map(lambda share: share.sum(0), sums)
+    return weights_cotangent, cotangents, None, None, settings_cotangent
+
+
+_run.defvjp(_run_forward, _run_backward)
+
+
+def _fire(key, t, index, settings, state):
+    """Draws the fire mask of one sample's step, the same as calling the automaton does."""
+    key = jax.random.fold_in(jax.random.fold_in(key, t), index)
+    return jax.random.bernoulli(key, settings[0], state.shape[:2])
+
+
+def _one_at_a_time() -> bool:
+    """Returns whether samples run one after the other, each for its own number of steps."""
+    return jax.default_backend() == "cpu"
+
+
+def _for_each_sample(function: Callable, samples, shared):
+    """Maps `function(sample, shared)` over the leading axis of `samples`."""
+    if not _one_at_a_time():
+        return jax.vmap(function, (0, None))(samples, shared)
+    # A vmap from outside, over a population say, must not batch the loop either.
+    mapped = jax.vmap(jax.custom_batching.sequential_vmap(function), (0, None))
+    devices = jax.local_devices()
+    count = math.gcd(len(samples[0]), len(devices))
+    if count == 1 or jax.sharding.get_abstract_mesh().manual_axes:
+        return mapped(samples, shared)
+    mesh = Mesh(devices[:count], ("device",))
+    return jax.shard_map(
+        mapped, mesh=mesh, in_specs=(P("device"), P()), out_specs=P("device"), check_vma=False
+    )(samples, shared)
+
+
+def _in_window(nca, function: Callable, state: Array, *grids: Array):
+    """Calls `function` on the smallest window of its arguments that holds all that lives.
+
+    Exact: a step empties every cell outside the living mask, and a living cell sees no further
+    than the next one. The first result is put back into an empty grid.
+    """
+    if not _one_at_a_time():
+        return function(state, *grids)
+    height, width, _ = state.shape
+    shapes = [(-(-height * k // 8), -(-width * k // 8)) for k in _WINDOW_EIGHTHS]
+    alive = living_mask(state, nca.alive_threshold)
+    top, rows = _extent(alive.any(1))
+    left, columns = _extent(alive.any(0))
+
+    def in_window(shape, *grids):
+        corner = jnp.minimum(top, height - shape[0]), jnp.minimum(left, width - shape[1])
+
+        def cut(grid):
+            rest = grid.shape[2:]
+            return jax.lax.dynamic_slice(grid, (*corner, *(0 for _ in rest)), (*shape, *rest))
+
+        result = function(*map(cut, grids))
+        window, *rest = result if isinstance(result, tuple) else (result,)
+        grid = jax.lax.dynamic_update_slice(jnp.zeros_like(state), window, (*corner, 0))
+        return (grid, *rest) if rest else grid
+
+    heights, widths = np.array(shapes).T
+    smallest = jnp.argmax((heights >= rows) & (widths >= columns))
+    branches = [functools.partial(in_window, shape) for shape in shapes]
+    return jax.lax.switch(smallest, branches, state, *grids)
+
+
+def _extent(alive: Array) -> tuple[Array, Array]:
+    """Returns the first index and the length of what lives, with the cell on either side."""
+    first = jnp.maximum(jnp.argmax(alive) - 1, 0)
+    last = jnp.minimum(len(alive) - jnp.argmax(alive[::-1]), len(alive) - 1)
+    return first, jnp.where(alive.any(), last - first + 1, 0)
