@@ -1,0 +1,30 @@
+# Each target sets up .venv by itself. PYTHON, EMOJI and REGIME may be given: make grow EMOJI=🦋
+
+PYTHON ?= python3
+EMOJI ?= 🦎
+REGIME ?= persistent
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: grow test lab clean
+
+grow: $(READY)
+	NCA_PRESET=laptop NCA_EMOJI="$(EMOJI)" NCA_REGIME=$(REGIME) $(BIN)/python scripts/execute_notebook.py \
+		notebooks/01_growing_with_gradients.ipynb out/01_growing_with_gradients.ipynb
+
+test: $(READY)
+	$(BIN)/python -m pytest tests
+	NCA_PRESET=quick $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+$(READY): requirements.txt pyproject.toml .ci/constraints-latest.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints-latest.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv out

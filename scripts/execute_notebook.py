@@ -1,0 +1,76 @@
+"""Executes a notebook and shows what its cells print while they run.
+
+    python scripts/execute_notebook.py notebooks/01_growing_with_gradients.ipynb out/01.ipynb
+
+The notebook's working folder is the current one. What was executed is written even when a cell
+fails, so that the failure can be looked at.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
+
+
+class FollowedClient(NotebookClient):
+    """A notebook client that repeats every text output on the terminal."""
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            print(msg["content"]["text"], end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def join_streams(notebook: nbformat.NotebookNode) -> None:
+    """Joins neighbouring text outputs of one stream, and drops what a run leaves in metadata."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        outputs = []
+        for output in cell.get("outputs", []):
+            is_stream = output.output_type == "stream"
+            if is_stream and outputs and outputs[-1].get("name") == output.name:
+                outputs[-1].text += output.text
+            else:
+                outputs.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = outputs
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    nbformat.write(notebook, partial)
+    os.replace(partial, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, help="notebook to execute")
+    parser.add_argument("target", type=Path, help="where to write the executed notebook")
+    arguments = parser.parse_args()
+    notebook = nbformat.read(arguments.source, as_version=4)
+    client = FollowedClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": "."}},
+        # Local sockets, not TCP ports, which other users of the machine could listen to.
+        config=Config(KernelManager={"transport": "ipc"}),
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        sys.exit(f"{arguments.source}: a cell failed; see {arguments.target}\n{error}")
+    finally:
+        join_streams(notebook)
+        write(notebook, arguments.target)
+    print(f"The executed notebook: {arguments.target}")
+
+
+if __name__ == "__main__":
+    main()
