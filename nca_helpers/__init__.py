@@ -1,16 +1,26 @@
 """The machinery behind the notebooks that teach Growing Neural Cellular Automata in JAX."""
 
-from nca_helpers.checkpoint import load_meta, load_nca, pretrained, pretrained_meta, save_nca
-from nca_helpers.damage import circle, halve, hole, random_circles
-from nca_helpers.emoji import load_emoji, load_image
+from nca_helpers.checkpoint import (
+    bundled,
+    load_meta,
+    load_nca,
+    pretrained,
+    pretrained_meta,
+    save_nca,
+)
+from nca_helpers.damage import circle, halve, hole, random_circles, robustness
+from nca_helpers.emoji import emoji_name, load_emoji, load_image
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
+from nca_helpers.player import player_html, save_player, show_player
 from nca_helpers.rollout import rollout, rollout_frames
 from nca_helpers.video import Progress, plot_loss, save_video, show_video, tile, to_rgb
 
 __all__ = [
     "NCA",
     "Progress",
+    "bundled",
     "circle",
+    "emoji_name",
     "halve",
     "hole",
     "living_mask",
@@ -19,15 +29,19 @@ __all__ = [
     "load_meta",
     "load_nca",
     "perceive",
+    "player_html",
     "plot_loss",
     "pretrained",
     "pretrained_meta",
     "random_circles",
+    "robustness",
     "rollout",
     "rollout_frames",
     "save_nca",
+    "save_player",
     "save_video",
     "seed_state",
+    "show_player",
     "show_video",
     "tile",
     "to_rgb",

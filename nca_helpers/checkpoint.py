@@ -29,7 +29,7 @@ from nca_helpers.emoji import emoji_name
 from nca_helpers.model import NCA
 from nca_helpers.video import replace_file
 
-__all__ = ["load_meta", "load_nca", "pretrained", "pretrained_meta", "save_nca"]
+__all__ = ["bundled", "load_meta", "load_nca", "pretrained", "pretrained_meta", "save_nca"]
 
 # Raised when a reader of the old format would misread the new one.
 _FORMAT = 1
@@ -144,28 +144,33 @@ def pretrained_meta(emoji: str, regime: str) -> dict[str, Any]:
     return load_meta(_pretrained_file(emoji, regime))
 
 
-def _pretrained_folder() -> Traversable:
-    return resources.files("nca_helpers") / "data" / "pretrained"
+def bundled() -> list[tuple[str, str]]:
+    """Lists the emoji and regimes of the automata that come with the package (see `pretrained`)."""
+    return sorted(_bundled_files())
+
+
+def _bundled_files() -> dict[tuple[str, str], Traversable]:
+    folder = resources.files("nca_helpers") / "data" / "pretrained"
+    files = {}
+    for file in folder.iterdir() if folder.is_dir() else []:
+        # 1f98e_growing.npz is 🦎 growing.
+        *codes, regime = file.name.removesuffix(".npz").split("_")
+        if regime in _REGIMES:
+            files["".join(chr(int(code, 16)) for code in codes), regime] = file
+    return files
 
 
 def _pretrained_file(emoji: str, regime: str) -> Traversable:
-    code = emoji_name(emoji).removeprefix("emoji_u").removesuffix(".png")
-    folder = _pretrained_folder()
-    files = {file.name: file for file in folder.iterdir()} if folder.is_dir() else {}
-    file = files.get(f"{code}_{regime}.npz")
+    emoji_name(emoji)  # Refuses what is no emoji at all.
+    files = _bundled_files()
+    file = files.get((emoji.replace("\ufe0f", ""), regime))
     if file is None:
-        names = [_describe(name) for name in sorted(files) if name.endswith(".npz")]
+        there_are = ", ".join(map(" ".join, sorted(files))) or "none"
         raise ValueError(
             f"no automaton comes with the package for emoji={emoji!r}, regime={regime!r} "
-            f"(of {', '.join(_REGIMES)}); there are: {', '.join(names) or 'none'}"
+            f"(of {', '.join(_REGIMES)}); there are: {there_are}"
         )
     return file
-
-
-def _describe(file_name: str) -> str:
-    """Turns `1f98e_growing.npz` into `🦎 growing`."""
-    *codes, regime = file_name.removesuffix(".npz").split("_")
-    return f"{''.join(chr(int(code, 16)) for code in codes)} {regime}"
 
 
 def _read(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -180,13 +180,13 @@ class NCA(nnx.Module):
         check_fire_rate(fire_rate)
         rate = self.fire_rate if fire_rate is None else fire_rate
         *batch, height, width, _ = state.shape
-        keys = sample_keys(key, math.prod(batch))
+        keys = _sample_keys(key, math.prod(batch))
         fire = jax.vmap(lambda key: jax.random.bernoulli(key, rate, (height, width)))(keys)
         fire = fire.reshape(state.shape[:-1])
         return self.step(state, fire, angle=angle, step_size=step_size)
 
 
-def sample_keys(key: Array, count: int) -> Array:
+def _sample_keys(key: Array, count: int) -> Array:
     """Returns one key for each sample of a batch.
 
     A sample's draw then depends on its place in the batch alone, not on how many samples there
@@ -233,9 +233,7 @@ def _any_of_three(mask: Array, axis: int) -> Array:
     size = mask.shape[axis]
     widths = [(1, 1) if i == axis else (0, 0) for i in range(mask.ndim)]
     padded = jnp.pad(mask, widths)
-    before, here, after = (
-        jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3)
-    )
+    before, here, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
     return before | here | after
 
 

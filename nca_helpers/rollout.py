@@ -25,7 +25,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nca_helpers.model import NCA, check_fire_rate, check_state, living_mask, sample_keys
+from nca_helpers.model import NCA, check_fire_rate, check_state, living_mask
 
 # Gradients of lengths up to the same multiple of this share one compilation.
 _LENGTH_MULTIPLE = 32
@@ -141,7 +141,9 @@ def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     if lengths.min(initial=0) < 0 or (max_steps is not None and longest > max_steps):
         most = "" if max_steps is None else f" and at most max_steps={max_steps}"
         raise ValueError(f"num_steps must be at least 0{most}, got {num_steps!r}")
-    capacity = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE if max_steps is None else max_steps
+    capacity = (
+        -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE if max_steps is None else max_steps
+    )
     return lengths.astype(np.int32), capacity
 
 

@@ -21,6 +21,7 @@ class FollowedClient(NotebookClient):
     """A notebook client that repeats every text output on the terminal."""
 
     def process_message(self, msg, cell, cell_index):
+        """Repeats what a cell prints, and goes on as usual."""
         if msg["msg_type"] == "stream":
             print(msg["content"]["text"], end="", flush=True)
         return super().process_message(msg, cell, cell_index)
@@ -41,11 +42,28 @@ def join_streams(notebook: nbformat.NotebookNode) -> None:
             cell.outputs = outputs
 
 
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    os.replace(partial, path)
+def execute(notebook: nbformat.NotebookNode, target: Path, folder: Path = Path()) -> None:
+    """Executes a notebook in a working folder and writes it to `target`, whole or not at all.
+
+    Raises:
+        CellExecutionError: A cell failed; the notebook is written all the same.
+    """
+    client = FollowedClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        # Local sockets, not TCP ports, which other users of the machine could listen to.
+        config=Config(KernelManager={"transport": "ipc"}),
+    )
+    try:
+        client.execute()
+    finally:
+        join_streams(notebook)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        nbformat.write(notebook, partial)
+        os.replace(partial, target)
 
 
 def main() -> None:
@@ -53,22 +71,10 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="notebook to execute")
     parser.add_argument("target", type=Path, help="where to write the executed notebook")
     arguments = parser.parse_args()
-    notebook = nbformat.read(arguments.source, as_version=4)
-    client = FollowedClient(
-        notebook,
-        timeout=None,
-        kernel_name="python3",
-        resources={"metadata": {"path": "."}},
-        # Local sockets, not TCP ports, which other users of the machine could listen to.
-        config=Config(KernelManager={"transport": "ipc"}),
-    )
     try:
-        client.execute()
+        execute(nbformat.read(arguments.source, as_version=4), arguments.target)
     except CellExecutionError as error:
         sys.exit(f"{arguments.source}: a cell failed; see {arguments.target}\n{error}")
-    finally:
-        join_streams(notebook)
-        write(notebook, arguments.target)
     print(f"The executed notebook: {arguments.target}")
 
 

@@ -1,7 +1,7 @@
 """Writes the public address of pyproject.toml into notebooks, README and CITATION.cff.
 
-    python scripts/set_address.py           writes
-    python scripts/set_address.py --check   writes nothing, fails if something is to be written
+python scripts/set_address.py           writes
+python scripts/set_address.py --check   writes nothing, fails if something is to be written
 """
 
 import re

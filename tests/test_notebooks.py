@@ -35,8 +35,9 @@ def test_is_valid_with_named_cells(path):
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     # Ids made by a program change whenever the notebook is made anew; ours are names.
-    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", id) and not re.fullmatch(r"[0-9a-f]{8}", id)
-               for id in ids)
+    assert all(
+        re.fullmatch(r"[a-z][a-z0-9-]*", id) and not re.fullmatch(r"[0-9a-f]{8}", id) for id in ids
+    )
     assert notebook.metadata.kernelspec.name == "python3"
 
 

@@ -1,0 +1,763 @@
+"""The player in a real browser: its step against JAX's, every control, and what it is safe from."""
+
+import contextlib
+import http.server
+import os
+import re
+import shutil
+import threading
+import warnings
+
+import IPython.display
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nca_helpers.checkpoint import pretrained, pretrained_meta
+from nca_helpers.emoji import load_emoji
+from nca_helpers.model import NCA, living_mask, seed_state
+from nca_helpers.player import player_html, save_player, show_player
+
+BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Time stands still until the test turns a frame, so that frames can be counted.
+MANUAL_FRAMES = """
+    let next = null;
+    window.requestAnimationFrame = (callback) => { next = callback; };
+    window.turnFrames = (count) => { for (; count > 0; count--) next(); };
+"""
+KEY = np.array([0, 7], np.uint32)
+
+
+# Automata whose behaviour is known
+
+
+def set_weights(nca, hidden_kernel, hidden_bias, update_kernel, update_bias) -> NCA:
+    for layer, kernel, bias in (
+        (nca.hidden, hidden_kernel, hidden_bias),
+        (nca.update, update_kernel, update_bias),
+    ):
+        layer.kernel[...] = jnp.asarray(kernel, jnp.float32)
+        layer.bias[...] = jnp.asarray(bias, jnp.float32)
+    return nca
+
+
+def steady_nca(channels=16, hidden=128, seed=2, alpha_bias=0.02, **options) -> NCA:
+    """Random weights, and a pull towards zero that keeps the states bounded for ever."""
+    random = np.random.default_rng(seed)
+    kernel = random.normal(size=(3 * channels, hidden)) / np.sqrt(3 * channels)
+    bias = 0.3 * random.normal(size=hidden)
+    update = 0.45 * random.normal(size=(hidden, channels)) / np.sqrt(hidden)
+    update_bias = 0.05 * random.normal(size=channels)
+    update_bias[3] = alpha_bias
+    for channel, (positive, negative) in enumerate(np.arange(2 * channels).reshape(-1, 2)):
+        for unit, sign in ((positive, 1.0), (negative, -1.0)):
+            kernel[:, unit], bias[unit], update[unit] = 0.0, 0.0, 0.0
+            kernel[channel, unit], update[unit, channel] = sign, -0.15 * sign
+    nca = NCA(channels=channels, hidden=hidden, rngs=nnx.Rngs(0), **options)
+    return set_weights(nca, kernel, bias, update, update_bias)
+
+
+def adding_nca(bias=(0.1, 0.0, 0.0, 0.2, -0.1), fire_rate=1.0, **options) -> NCA:
+    """Every cell that fires gains `bias`, whatever it sees: life spreads by a cell a step."""
+    channels, hidden = len(bias), 4
+    nca = NCA(channels=channels, hidden=hidden, fire_rate=fire_rate, rngs=nnx.Rngs(0), **options)
+    zeros = np.zeros((3 * channels, hidden)), np.zeros(hidden), np.zeros((hidden, channels))
+    return set_weights(nca, *zeros, bias)
+
+
+def random_state(size, channels, seed=0) -> np.ndarray:
+    """A state up to the edges, most of it dead cells that are not empty."""
+    random = np.random.default_rng(seed)
+    state = random.uniform(-0.5, 0.5, (size, size, channels))
+    alive = random.uniform(size=(size, size)) < np.linspace(-0.8, 0.5, size)
+    state[..., 3] = np.where(alive, 0.7, 0.05)
+    return state.astype(np.float32)
+
+
+def jax_step(nca, size, **options):
+    """One step of the model itself, with every cell firing."""
+    return jax.jit(lambda state: nca.step(state, jnp.ones((size, size), bool), **options))
+
+
+# The browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    reason = "the player is tested in a browser: pip install playwright"
+    sync_api = pytest.importorskip("playwright.sync_api", reason=reason)
+    with sync_api.sync_playwright() as playwright:
+        found = [path for path in map(shutil.which, BROWSERS) if path]
+        if not found:
+            pytest.skip(f"the player is tested in a browser, and none of {BROWSERS} is installed")
+        browser = playwright.chromium.launch(executable_path=found[0], args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """Opens saved players; afterwards, none may have complained or asked for anything."""
+    complaints, requests, addresses = [], [], []
+    contexts = contextlib.ExitStack()
+
+    def open_page(nca, *, size=16, manual=True, **options):
+        context = contexts.enter_context(
+            contextlib.closing(browser.new_context(**{"color_scheme": "light"} | options))
+        )
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        if manual:
+            page.add_init_script(MANUAL_FRAMES)
+        path = save_player(tmp_path / f"{len(addresses)}.html", nca, size=size)
+        addresses.append(path.as_uri())
+        page.goto(addresses[-1])
+        return page
+
+    with contexts:
+        yield open_page
+        assert complaints == []
+        assert requests == addresses
+
+
+def turn(page, frames=1):
+    page.evaluate("turnFrames", frames)
+
+
+def stats(page):
+    return page.evaluate("player.stats()")
+
+
+def get_state(page) -> np.ndarray:
+    now, values = page.evaluate("[player.stats(), Array.from(player.state())]")
+    return np.asarray(values, np.float32).reshape(now["size"], now["size"], now["channels"])
+
+
+def set_state(page, state):
+    page.evaluate("values => player.setState(values)", np.asarray(state).ravel().tolist())
+
+
+def pixels(page) -> np.ndarray:
+    script = """Array.from(document.querySelector("canvas").getContext("2d")
+        .getImageData(0, 0, player.stats().size, player.stats().size).data)"""
+    size = stats(page)["size"]
+    return np.asarray(page.evaluate(script)).reshape(size, size, 4)[..., :3]
+
+
+def point(page, row, column):
+    """The middle of a cell, in the page's own coordinates."""
+    box = page.locator("canvas").bounding_box()
+    size = stats(page)["size"]
+    x, y = (column + 0.5) / size * box["width"], (row + 0.5) / size * box["height"]
+    return box["x"] + x, box["y"] + y
+
+
+def slide(page, name, value):
+    page.get_by_label(name).fill(str(value))
+
+
+def distances(size, start, end) -> np.ndarray:
+    """(size, size): how far each cell's centre is from the segment between two cells."""
+    cells = np.stack(np.mgrid[:size, :size], axis=-1).astype(float)
+    start, along = np.asarray(start, float), np.subtract(end, start).astype(float)
+    share = np.clip((cells - start) @ along / max(along @ along, 1e-9), 0, 1)
+    return np.linalg.norm(cells - start - share[..., None] * along, axis=-1)
+
+
+# One step
+
+
+@pytest.mark.parametrize(
+    "channels, hidden, size, angle, seed",
+    [(16, 128, 40, 0, 10), (16, 128, 16, 40, 11), (4, 9, 9, -135, 16), (7, 20, 12, 0, 10)],
+)
+def test_fifty_steps_equal_those_of_jax(open_page, channels, hidden, size, angle, seed):
+    nca = steady_nca(channels, hidden, seed)
+    state = random_state(size, channels)
+    page = open_page(nca, size=size)
+    slide(page, "Angle", angle)
+    set_state(page, state)
+    page.get_by_role("button", name="Pause").click()
+    step = jax_step(nca, size, angle=np.radians(angle))
+    masks = []
+    for count in range(1, 51):
+        state = step(state)
+        masks.append(np.asarray(living_mask(state)))
+        if count % 10 == 0:
+            page.evaluate("player.step(10, {fireAll: true})")
+            np.testing.assert_allclose(get_state(page), state, rtol=0, atol=1e-4)
+    assert stats(page)["steps"] == 50
+    births, deaths = (np.diff(np.asarray(masks, int), axis=0) == sign for sign in (1, -1))
+    assert births.any() and deaths.any()
+
+
+def test_a_cell_outside_the_living_mask_can_keep_its_neighbour_alive(open_page):
+    # The mask after the update sees alpha that dead cells have just gained.
+    state = np.zeros((9, 9, 5), np.float32)
+    state[4, 4] = 1.0
+    alpha, x, y = 3, 5 + 3, 10 + 3
+    kernel, update = np.zeros((15, 4)), np.zeros((4, 5))
+    kernel[[alpha, y, x, x, y], [0, 0, 1, 2, 3]] = 1, -1, 1, -1, 1
+    update[:, alpha] = -5.0  # all that feel life, in alpha or in a slope, lose their own
+    nca = set_weights(adding_nca(), kernel, np.zeros(4), update, [0.1, 0.0, 0.0, 0.3, 0.0])
+    page = open_page(nca, size=9)
+    set_state(page, state)
+    page.evaluate("player.step(1, {fireAll: true})")
+    after = np.asarray(jax_step(nca, 9)(state))
+    assert (after[..., 3] < 0).sum() == 8 and (after[4, 4] == 0).all()
+    np.testing.assert_allclose(get_state(page), after, rtol=0, atol=1e-6)
+
+
+def test_the_threshold_is_compared_in_float32(open_page):
+    state = np.zeros((8, 8, 5), np.float32)
+    state[4, 4, 3] = np.float32(0.1)  # which is more than 0.1 in float64, but not above itself
+    page = open_page(adding_nca(), size=8)
+    set_state(page, state)
+    assert stats(page)["living"] == 0
+
+
+@pytest.mark.parametrize("fire_rate, slider", [(0.3, None), (0.5, 0.8), (0.5, 0), (0.5, 1)])
+def test_cells_fire_at_the_fire_rate(open_page, fire_rate, slider):
+    page = open_page(adding_nca(fire_rate=fire_rate), size=64)
+    if slider is not None:
+        slide(page, "Fire rate", slider)
+        fire_rate = slider
+    set_state(page, np.ones((64, 64, 5)))
+    page.evaluate("player.step()")
+    changed = get_state(page)[..., [0, 3, 4]] != 1
+    fired = changed.all(axis=-1)
+    assert (fired == changed.any(axis=-1)).all()
+    deviation = np.sqrt(fire_rate * (1 - fire_rate) / fired.size)
+    assert abs(fired.mean() - fire_rate) <= 5 * deviation
+    halves = fired[:, ::2].ravel(), fired[:, 1::2].ravel()
+    if deviation:
+        assert abs(np.corrcoef(*halves)[0, 1]) < 0.12
+
+
+# The page by itself
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_it_grows_by_itself(open_page, motion):
+    page = open_page(adding_nca(), size=72, manual=False, reduced_motion=motion)
+    page.wait_for_function("Number(document.querySelector('#steps').textContent) > 9")
+    assert int(page.locator("#living").text_content()) > 1
+    page.wait_for_function("Number(document.querySelector('#rate').textContent) > 0")
+
+
+def test_it_starts_from_the_seed(open_page):
+    page = open_page(steady_nca(), size=17)
+    np.testing.assert_array_equal(get_state(page), seed_state(17, 17))
+
+
+def test_a_page_is_small():
+    nca = steady_nca()
+    one = len(player_html(nca).encode())
+    four = len(player_html({name: nca for name in "abcd"}).encode())
+    assert one < 100_000
+    assert four - one < 3 * 46_000
+
+
+def test_a_server_is_asked_for_the_page_alone(browser):
+    asked = []
+    content = player_html(adding_nca(), size=16).encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with contextlib.closing(browser.new_page()) as page:
+            page.goto(f"http://127.0.0.1:{server.server_port}/player")
+            page.wait_for_function("player.stats().steps > 20")
+        server.shutdown()
+    assert asked == ["/player"]
+
+
+def test_it_names_a_death_and_an_overflow(open_page):
+    notice = "document.querySelector('#notice').textContent"
+    page = open_page({"dies": adding_nca((0, 0, 0, -2, 0)), "bursts": adding_nca((3e38,) * 5)})
+    turn(page)
+    assert "Nothing is alive" in page.evaluate(notice)
+    page.get_by_label("Model").select_option("bursts")
+    page.get_by_role("button", name="Reset").click()
+    assert page.evaluate("(turnFrames(1), document.querySelector('#notice').textContent)") == ""
+    turn(page, 2)
+    assert "overflowed" in page.evaluate(notice)
+
+
+# The controls
+
+
+def test_pause_stops_and_play_goes_on(open_page):
+    page = open_page(adding_nca())
+    turn(page, 3)
+    assert page.locator("#steps").text_content() == "3"
+    page.get_by_role("button", name="Pause").click()
+    turn(page, 3)
+    assert page.locator("#steps").text_content() == "3"
+    page.get_by_role("button", name="Play").click()
+    turn(page, 2)
+    assert page.locator("#steps").text_content() == "5"
+
+
+def test_step_takes_one_and_reset_returns_to_the_seed(open_page):
+    page = open_page(adding_nca(), size=15)
+    for steps in (1, 2):
+        page.get_by_role("button", name="Step").click()
+        turn(page, 4)
+        assert page.locator("#steps").text_content() == str(steps)
+    assert page.locator("#living").text_content() == str(5 * 5)
+    page.get_by_role("button", name="Reset").click()
+    turn(page)
+    assert page.locator("#steps").text_content() == "0"
+    assert page.locator("#living").text_content() == "1"
+    np.testing.assert_array_equal(get_state(page), seed_state(15, 15, 5))
+
+
+@pytest.mark.parametrize("place, steps_of_16_frames", [(0, 2), (1, 4), (3, 16), (4, 32), (7, 256)])
+def test_speed_is_steps_a_frame(open_page, place, steps_of_16_frames):
+    page = open_page(adding_nca(), size=8)
+    slide(page, "Speed", place)
+    turn(page, 16)
+    assert stats(page)["steps"] == steps_of_16_frames
+
+
+@pytest.mark.parametrize("diameter", [1, 8])
+def test_a_drag_erases(open_page, diameter):
+    page = open_page(adding_nca(), size=32)
+    page.evaluate("player.pause()")
+    set_state(page, np.ones((32, 32, 5)))
+    slide(page, "Brush size", diameter)
+    start, end = (6, 5), (21, 26)
+    page.mouse.move(*point(page, *start))
+    page.mouse.down()
+    page.mouse.move(*point(page, *end))  # at once: the brush fills the way between
+    page.mouse.up()
+    page.mouse.move(*point(page, 30, 1))  # no longer pressed
+    erased = (get_state(page) == 0).all(axis=-1)
+    distance = distances(32, start, end)
+    assert erased[distance < max(diameter / 2 - 0.5, 0.3)].all()
+    assert not erased[distance > diameter / 2 + 0.5].any()
+    assert (get_state(page)[~erased] == 1).all()
+    turn(page)
+    assert page.locator("#living").text_content() == str((~erased).sum())
+
+
+def test_the_brush_plants_seeds(open_page):
+    page = open_page(adding_nca(), size=32)
+    page.evaluate("player.pause()")
+    set_state(page, np.full((32, 32, 5), 0.5))
+    page.get_by_label("Plant a seed").check(force=True)
+    slide(page, "Brush size", 6)
+    page.mouse.move(*point(page, 4, 9))
+    page.mouse.down()
+    page.mouse.move(*point(page, 4, 12))  # too near for another
+    page.mouse.move(*point(page, 4, 16))
+    page.mouse.up()
+    expected = np.full((32, 32, 5), 0.5)
+    expected[4, [9, 16]] = [0, 0, 0, 1, 1]
+    np.testing.assert_array_equal(get_state(page), expected)
+
+
+def test_a_drag_may_leave_the_grid(open_page):
+    page = open_page(adding_nca(), size=16)
+    page.evaluate("player.pause()")
+    set_state(page, np.ones((16, 16, 5)))
+    page.mouse.move(*point(page, 8, 14))
+    page.mouse.down()
+    page.mouse.move(*point(page, 8, 40))
+    page.mouse.up()
+    state = get_state(page)
+    assert (state[8, 15] == 0).all()
+    assert (state[:, 0] == 1).all()
+
+
+def test_a_finger_erases_and_does_not_scroll(open_page):
+    phone = {"width": 360, "height": 400}
+    page = open_page(adding_nca(), size=32, has_touch=True, is_mobile=True, viewport=phone)
+    page.evaluate("player.pause()")
+    set_state(page, np.ones((32, 32, 5)))
+    start, end = (24, 10), (4, 10)
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind, *cells):
+        places = [dict(zip("xy", point(page, *cell), strict=True)) for cell in cells]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    touch("touchStart", start)
+    for row in range(24, 3, -4):
+        touch("touchMove", (row, 10))
+    touch("touchEnd")
+    erased = (get_state(page) == 0).all(axis=-1)
+    assert erased[distances(32, start, end) < 3.5].all()
+    assert not erased[distances(32, start, end) > 4.5].any()
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("document.documentElement.scrollHeight > innerHeight")
+
+
+def test_another_model_lives_on_in_the_same_body(open_page):
+    models = {
+        "one": adding_nca(fire_rate=0.3),
+        "other": steady_nca(5, 12),
+        "wider": steady_nca(9, 20),
+    }
+    page = open_page(models, size=16)
+    page.evaluate("player.pause()")
+    state = random_state(16, 5)
+    set_state(page, state)
+    page.evaluate("player.step(3)")
+    steps, state = stats(page)["steps"], get_state(page)
+    page.get_by_label("Model").select_option("other")
+    assert stats(page)["model"] == "other"
+    assert stats(page)["steps"] == steps
+    np.testing.assert_array_equal(get_state(page), state)
+    assert page.get_by_label("Fire rate").input_value() == "0.5"
+
+    page.evaluate("player.step(1, {fireAll: true})")
+    state = jax_step(models["other"], 16)(state)
+    np.testing.assert_allclose(get_state(page), state, rtol=0, atol=1e-5)
+
+    page.get_by_label("Model").select_option("wider")
+    after = get_state(page)
+    np.testing.assert_allclose(after[..., :5], state, rtol=0, atol=1e-5)
+    assert after.shape == (16, 16, 9) and (after[..., 5:] == 0).all()
+    assert page.get_by_label("View").locator("option").count() == 2 + 5
+
+
+def test_one_model_needs_no_choice(open_page):
+    assert not open_page(adding_nca()).get_by_label("Model").is_visible()
+
+
+@pytest.mark.parametrize("scheme, behind", [("light", 255), ("dark", (0x1B, 0x1F, 0x1B))])
+def test_the_views_show_what_they_say(open_page, scheme, behind):
+    page = open_page(adding_nca(), size=8, color_scheme=scheme)
+    page.evaluate("player.pause()")
+    state = np.random.default_rng(0).uniform(0, 1, (8, 8, 5)).astype(np.float32)
+    state[..., :3] *= state[..., 3:4]  # premultiplied
+    state[0, 0] = 2.0, -1.0, 0.5, 1.5, 0.0
+    state[0, 1] = 0.0
+    state[0, 2:4, 4] = 1.0, -1.0
+    set_state(page, state)
+    turn(page)
+    alpha = np.clip(state[..., 3:4], 0, 1)
+    expected = np.clip(255 * state[..., :3] + (1 - alpha) * behind, 0, 255)
+    np.testing.assert_allclose(pixels(page), expected, atol=0.51)
+
+    page.get_by_label("View").select_option("Alpha")
+    turn(page)
+    grey = pixels(page).mean(axis=-1)
+    order = np.argsort(alpha.ravel())
+    contrast = np.abs(grey - np.mean(behind)).ravel()[order]
+    assert (np.diff(contrast) >= -1).all() and contrast[-1] > 150
+
+    page.get_by_label("View").select_option("Hidden channel 4")
+    turn(page)
+    picture = pixels(page)
+    np.testing.assert_array_equal(picture[0, 1], np.broadcast_to(behind, 3))
+    assert picture[0, 2, 0] > picture[0, 2, 2]  # above zero: orange
+    assert picture[0, 3, 0] < picture[0, 3, 2]  # below: blue
+    assert page.locator("#scale").is_visible()
+
+
+def test_the_picture_follows_the_theme(open_page):
+    page = open_page(adding_nca(), size=8)
+    page.evaluate("player.pause()")
+    set_state(page, np.zeros((8, 8, 5)))
+    turn(page)
+    assert (pixels(page) == 255).all()
+    page.emulate_media(color_scheme="dark")
+    turned_dark = """() => {
+        turnFrames(1);
+        const context = document.querySelector("canvas").getContext("2d");
+        return context.getImageData(0, 0, 1, 1).data[0] < 64;
+    }"""
+    page.wait_for_function(turned_dark, polling=20)
+
+
+def test_the_keyboard(open_page):
+    page = open_page({"one": adding_nca(), "other": steady_nca(5, 12)})
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+        turn(page)
+
+    press("Space")
+    assert page.get_by_role("button", name="Play").is_visible()
+    assert stats(page)["steps"] == 0
+    press("s", "s")
+    assert stats(page)["steps"] == 2
+    press("r")
+    assert stats(page)["steps"] == 0
+    press("m")
+    assert stats(page)["model"] == "other"
+    press("m")
+    assert stats(page)["model"] == "one"
+    press("v")
+    assert page.get_by_label("View").input_value() == "3"
+    press("p")
+    assert page.get_by_label("Plant a seed").is_checked()
+    press("e")
+    assert page.get_by_label("Erase").is_checked()
+    press("]", "]", "[")
+    assert page.get_by_label("Brush size").input_value() == "9"
+    press("+", "+", "-")
+    assert page.get_by_label("Speed").input_value() == "4"
+    press("Control+s")
+    assert stats(page)["steps"] == 0
+    press("Space")
+    assert stats(page)["steps"] == 2  # a frame at twice the speed
+    press("Alt+r")
+    assert stats(page)["steps"] == 4
+
+
+def test_space_on_a_button_presses_it_once(open_page):
+    page = open_page(adding_nca())
+    page.get_by_role("button", name="Step").focus()
+    page.keyboard.press("Space")
+    turn(page)
+    assert stats(page) | {"steps": 1, "playing": False} == stats(page)
+
+
+def test_the_brush_follows_the_arrows(open_page):
+    page = open_page(adding_nca(), size=17)
+    page.evaluate("player.pause()")
+    set_state(page, np.ones((17, 17, 5)))
+    slide(page, "Brush size", 1)
+    page.locator("canvas").focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft", "Enter", *["ArrowDown"] * 20, "Enter"):
+        page.keyboard.press(key)
+    erased = (get_state(page) == 0).all(axis=-1)
+    assert np.argwhere(erased).tolist() == [[6, 7], [16, 7]]
+
+
+def test_everything_has_a_name_and_shows_its_focus(open_page):
+    page = open_page({"one": adding_nca(), "other": adding_nca()})
+    names = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        focus = page.evaluate("""() => {
+            const element = document.activeElement;
+            const shown = element.type === "radio" ? element.nextElementSibling : element;
+            const name = element.ariaLabel || element.closest("label")?.innerText
+                || element.innerText;
+            return [name, getComputedStyle(shown).outlineStyle];
+        }""")
+        if focus[0] and page.evaluate("document.activeElement !== document.body"):
+            names.add(focus[0].strip())
+            assert focus[1] == "solid", focus
+    expected = "Pause Step Reset Model Erase View Speed".split()
+    expected += ["Brush size", "Fire rate", "Angle in degrees", "Keyboard"]
+    assert names >= set(expected)
+    assert any(name.startswith("Cellular automaton.") for name in names)
+
+
+@pytest.mark.parametrize("width", [360, 500, 640, 1200])
+def test_nothing_overflows_sideways(open_page, width):
+    page = open_page(adding_nca(), viewport={"width": width, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for control in page.locator("button:visible, select:visible, input, canvas, dl").all():
+        box = control.bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= width
+
+
+# In a notebook
+
+
+def shown(nca, **options) -> str:
+    """The HTML that a notebook gets."""
+    outputs = []
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as monkeypatch:
+        warnings.simplefilter("error")
+        monkeypatch.setattr(IPython.display, "display", outputs.append)
+        show_player(nca, **options)
+    (output,) = outputs
+    return output._repr_html_()
+
+
+def test_two_players_in_sandboxed_frames_do_not_interfere(browser):
+    errors = []
+    with contextlib.closing(browser.new_page()) as page:
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.set_content(shown(adding_nca(), size=16) + shown({"é": adding_nca()}, size=24))
+        assert page.locator("iframe[sandbox='allow-scripts']").count() == 2
+        one, other = page.frames[1:]
+        for frame in (one, other):
+            frame.wait_for_function("player.stats().steps > 3")
+        one.get_by_role("button", name="Pause").click()
+        steps = one.evaluate("player.stats().steps")
+        other.wait_for_function(f"player.stats().steps > {steps + 20}")
+        assert one.evaluate("player.stats().steps") == steps
+        assert [frame.evaluate("player.stats().size") for frame in (one, other)] == [16, 24]
+        other.locator("canvas").click(position={"x": 20, "y": 20})
+    assert errors == []
+
+
+@pytest.mark.parametrize("width", [360, 639, 641, 800, 1100])
+def test_a_notebook_shows_no_inner_scroll_bar(browser, width):
+    with contextlib.closing(browser.new_page()) as page:
+        content = shown({name: adding_nca() for name in "ab"}, size=16)
+        page.set_content(f'<div style="width: {width}px">{content}</div>')
+        frame = page.frames[1]
+        frame.wait_for_function("player.stats().steps > 0")
+        inner, outer = frame.evaluate("[document.documentElement.scrollHeight, innerHeight]")
+        assert inner <= outer
+        bottom = frame.evaluate("document.querySelector('main').getBoundingClientRect().bottom")
+        assert outer - bottom < 130  # nor much empty space
+
+
+# What it refuses
+
+
+def test_names_cannot_break_out(open_page):
+    names = [
+        "</script><script>window.broken = true</script>",
+        "<!--<script>",
+        "<img src=x onerror='window.broken = true'>",
+        "$data ${script} $$ \\u003c & &lt; \" ' \u2028",
+        "🦎 growing",
+    ]
+    page = open_page({name: adding_nca() for name in names})
+    turn(page)
+    assert page.evaluate("window.broken") is None
+    assert page.locator("#model").evaluate("e => [...e.options].map(o => o.text)") == [
+        re.sub(" +", " ", name).strip(" ") for name in names
+    ]
+    page.get_by_label("Model").select_option(index=0)
+    assert stats(page)["model"] == names[0]
+
+
+def test_a_name_may_be_any_string(tmp_path):
+    save_player(tmp_path / "player.html", {"\ud83e": adding_nca()})
+
+
+class OtherRule(NCA):
+    def step(self, state, fire, **_):
+        return state
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (dict, ValueError, "at least one"),
+        (lambda: None, TypeError, "nca must be an NCA .* got NoneType"),
+        (lambda: [adding_nca()], TypeError, "nca must be an NCA .* got list"),
+        (lambda: {1: adding_nca()}, TypeError, "names in nca must be strings, got 1"),
+        (lambda: {"a": adding_nca(), "b": 3}, TypeError, r"nca\['b'\] must be an NCA, got int"),
+        (lambda: OtherRule(rngs=nnx.Rngs(0)), TypeError, "OtherRule with a rule of its own"),
+    ],
+)
+def test_bad_automata_are_named(make, error, message):
+    nca = make()
+    with pytest.raises(error, match=message):
+        player_html(nca)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("layer, parameter", [("hidden", "kernel"), ("update", "bias")])
+def test_weights_that_are_no_numbers_are_named(layer, parameter, value):
+    nca = adding_nca()
+    variable = getattr(getattr(nca, layer), parameter)
+    variable[...] = variable[...].at[-1].set(value)
+    with pytest.raises(ValueError, match=f"nca.{layer}.{parameter} must be finite"):
+        player_html(nca)
+
+
+@pytest.mark.parametrize("layer, shape", [("hidden", (10, 4)), ("update", (5, 4))])
+def test_weights_of_another_architecture_are_named(layer, shape):
+    nca = adding_nca()
+    setattr(nca, layer, nnx.Linear(*shape, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=rf"nca\['lizard'\].{layer}.kernel must have shape"):
+        player_html({"lizard": nca})
+
+
+@pytest.mark.parametrize("size", [7, 257, 10**9, 72.0, "72", None, True])
+def test_bad_sizes_are_named(size):
+    with pytest.raises(ValueError, match="size must be an integer from 8 to 256"):
+        player_html(adding_nca(), size=size)
+
+
+def test_saving_returns_the_path(tmp_path):
+    path = save_player(str(tmp_path / "a.html"), adding_nca(), size=20)
+    assert path == tmp_path / "a.html"
+    assert path.read_text(encoding="utf-8") == player_html(adding_nca(), size=20)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_failed_save_leaves_the_old_page(tmp_path, monkeypatch, moment):
+    path = tmp_path / "a.html"
+    path.write_text("old")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    if moment == "after":
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            save_player(path, adding_nca())
+    else:
+        with pytest.raises(ValueError, match="size"):
+            save_player(path, adding_nca(), size=1000)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# A trained model
+
+
+def open_lizard(open_page, regime):
+    """A player of the bundled lizard, and its loss: the mean squared error of its RGBA."""
+    try:
+        nca, meta = pretrained("🦎", regime), pretrained_meta("🦎", regime)
+    except ValueError as error:
+        pytest.skip(f"no trained lizard is bundled: {error}")
+    target = load_emoji("🦎", size=meta["size"], padding=meta["padding"])
+    page = open_page(nca, size=target.shape[0])
+    page.evaluate("player.pause()")
+    return page, lambda: np.mean((get_state(page)[..., :4] - target) ** 2)
+
+
+def test_a_lizard_grows_from_the_seed(open_page):
+    page, loss = open_lizard(open_page, "persistent")
+    set_state(page, np.zeros_like(get_state(page)))
+    empty = loss()
+    page.evaluate("player.reset(); player.step(200)")
+    assert loss() < empty / 10
+
+
+def test_a_wounded_lizard_grows_back(open_page):
+    page, loss = open_lizard(open_page, "regenerating")
+    page.evaluate("player.step(200)")
+    whole = loss()
+    middle = stats(page)["size"] // 2
+    page.mouse.move(*point(page, middle - 6, middle))
+    page.mouse.down()
+    page.mouse.move(*point(page, middle + 6, middle))
+    page.mouse.up()
+    wounded = loss()
+    assert wounded > 3 * whole
+    page.evaluate("player.step(300)")
+    assert loss() < wounded / 3
