@@ -6,7 +6,7 @@ REGIME ?= persistent
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: grow test lab clean
+.PHONY: grow test play lab clean
 
 grow: $(READY)
 	NCA_PRESET=laptop NCA_EMOJI="$(EMOJI)" NCA_REGIME=$(REGIME) $(BIN)/python scripts/execute_notebook.py \
@@ -15,6 +15,10 @@ grow: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest tests
 	NCA_PRESET=quick $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
+play: $(READY)
+	$(BIN)/python scripts/make_gallery.py out/gallery.html
+	$(BIN)/python -m webbrowser out/gallery.html
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -108,7 +108,7 @@ def test_nothing_lives_outside_the_grid():
 # One step
 
 
-@pytest.mark.parametrize("shape", [GRID, (2, *GRID), (1, 1, CHANNELS)])
+@pytest.mark.parametrize("shape", [GRID, (2, 3, *GRID), (1, 1, CHANNELS)])
 @pytest.mark.parametrize(
     "options",
     [{}, {"angle": 0.7}, {"angle": -2.5, "step_size": 0.5}, {"step_size": 1.7}],
@@ -147,7 +147,7 @@ def test_any_step_equals_the_reference(seed, alive, angle, step_size):
 
 
 def test_step_equals_the_reference_where_only_some_cells_fire():
-    state = reference.random_state((2, *GRID), seed=4, alive=0.1)
+    state = reference.random_state((2, 3, *GRID), seed=4, alive=0.1)
     fires = fire_mask(state.shape, KEY)
     assert 0.3 < fires.mean() < 0.7
     assert reference.margin(WEIGHTS, state, fires[None]) > 1e-4
@@ -378,7 +378,7 @@ def test_step_takes_traced_angle_and_step_size():
 # The seed
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), channels=st.sampled_from([4, 5, 16]))
 def test_seed_state(height, width, channels):
     expected = np.zeros((height, width, channels), np.float32)

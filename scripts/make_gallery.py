@@ -1,0 +1,19 @@
+"""Writes one page with a player for all models that come with the package.
+
+    python scripts/make_gallery.py out/gallery.html
+
+The page needs nothing else and can be published as it is.
+"""
+
+import sys
+
+from nca_helpers import bundled, pretrained, save_player
+
+
+def main() -> None:
+    models = {f"{emoji} {regime}": pretrained(emoji, regime) for emoji, regime in bundled()}
+    print(save_player(sys.argv[1], models))
+
+
+if __name__ == "__main__":
+    main()
