@@ -8,7 +8,6 @@ measures what an automaton makes of them.
 """
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 
 import jax
@@ -37,9 +36,10 @@ def circle(state: Array, centre: tuple[float, float] | Array, radius: float | Ar
         The wounded state, of the same shape.
 
     Raises:
-        ValueError: `state` has another shape, or `radius` is negative or NaN.
+        ValueError: `state` or `centre` has another shape, or `radius` is negative or NaN.
     """
     check_state(state)
+    _check_centre(centre)
     _check_radius(radius)
     height, width = state.shape[-3:-1]
     rows, columns = jnp.mgrid[:height, :width]
@@ -171,5 +171,11 @@ def robustness(
 
 
 def _check_radius(radius: float | Array) -> None:
-    if isinstance(radius, numbers.Real) and not radius >= 0:
-        raise ValueError(f"radius must be at least 0 cells, got {radius!r}")
+    if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
+        raise ValueError(f"radius must be at least 0 cells, got {radius}")
+
+
+def _check_centre(centre: tuple[float, float] | Array) -> None:
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(centre))
+    if jnp.shape(centre) != (2,) or not (traced or np.all(np.isfinite(centre))):
+        raise ValueError(f"centre must be a finite row and column, in cells, got {centre!r}")

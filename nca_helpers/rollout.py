@@ -71,9 +71,11 @@ def rollout(
     lengths, capacity = _check_lengths(num_steps, max_steps, jnp.shape(state))
     graph, weights = nnx.split(nca)
     inputs = (weights, state, key, lengths, _settings(nca, fire_rate, angle, step_size))
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+    leaves = jax.tree.leaves(inputs)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         capacity = 0  # Nothing differentiates this call, so that it needs no room at all.
-    return _rollout(graph, capacity, *inputs)
+    num_devices = 1 if any(map(_is_pinned, leaves)) else len(jax.local_devices())
+    return _rollout(graph, capacity, num_devices, *inputs)
 
 
 def rollout_frames(
@@ -132,7 +134,7 @@ def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
         if max_steps is None:
             raise ValueError("num_steps is traced, so max_steps must be given, got None")
         _check_lengths_array(num_steps, state_shape)
-        return jnp.clip(num_steps, 0, max_steps), max_steps
+        return jnp.clip(num_steps, 0, max_steps).astype(jnp.int32), max(max_steps, 1)
     if np.ndim(num_steps) == 0:
         num_steps = _check_steps("num_steps", np.asarray(num_steps)[()])
     lengths = np.asarray(num_steps)
@@ -141,10 +143,9 @@ def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     if lengths.min(initial=0) < 0 or (max_steps is not None and longest > max_steps):
         most = "" if max_steps is None else f" and at most max_steps={max_steps}"
         raise ValueError(f"num_steps must be at least 0{most}, got {num_steps!r}")
-    capacity = (
-        -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE if max_steps is None else max_steps
-    )
-    return lengths.astype(np.int32), capacity
+    if max_steps is None:
+        max_steps = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    return lengths.astype(np.int32), max(max_steps, 1)
 
 
 def _check_lengths_array(lengths, state_shape: tuple[int, ...]) -> None:
@@ -169,6 +170,12 @@ def _settings(nca, fire_rate, angle, step_size):
     )
 
 
+def _is_pinned(leaf) -> bool:
+    """Returns whether an array was put on one device, which its computation may then not leave."""
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return is_array and leaf.committed and len(leaf.devices()) == 1
+
+
 def _frame(settings):
     """Returns the keyword arguments of a step."""
     _, angle, step_size = settings
@@ -188,21 +195,22 @@ def _rollout_frames(graph, num_steps, weights, state, key, settings):
     return jnp.concatenate([state[None], frames])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _rollout(graph, capacity, weights, state, key, lengths, settings):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _rollout(graph, capacity, num_devices, weights, state, key, lengths, settings):
     states = state.reshape(-1, *state.shape[-3:])
     if lengths.ndim:
         lengths = jnp.repeat(lengths, len(states) // max(len(lengths), 1))
     lengths = jnp.broadcast_to(lengths, len(states))
-    return _run(graph, capacity, weights, states, key, lengths, settings).reshape(state.shape)
+    states = _run(graph, capacity, num_devices, weights, states, key, lengths, settings)
+    return states.reshape(state.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(graph, capacity, weights, states, key, lengths, settings):
-    return _run_forward(graph, 0, weights, states, key, lengths, settings)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _run(graph, capacity, num_devices, weights, states, key, lengths, settings):
+    return _run_forward(graph, 0, num_devices, weights, states, key, lengths, settings)[0]
 
 
-def _run_forward(graph, capacity, weights, states, key, lengths, settings):
+def _run_forward(graph, capacity, num_devices, weights, states, key, lengths, settings):
     """Returns the last states, and for the backward pass the states before each step."""
 
     def run(sample, shared):
@@ -224,11 +232,11 @@ def _run_forward(graph, capacity, weights, states, key, lengths, settings):
 
     samples = (jnp.arange(len(states)), states, lengths)
     shared = (weights, key, lengths.max(initial=0), settings)
-    states, trajectories = _for_each_sample(run, samples, shared)
+    states, trajectories = _for_each_sample(run, samples, shared, num_devices)
     return states, (trajectories, lengths, shared)
 
 
-def _run_backward(graph, capacity, residuals, cotangents):
+def _run_backward(graph, capacity, num_devices, residuals, cotangents):
     """Replays the steps backwards and adds up each step's share of the gradient."""
     trajectories, lengths, shared = residuals
 
@@ -260,7 +268,7 @@ def _run_backward(graph, capacity, residuals, cotangents):
         return jax.lax.fori_loop(0, steps, retreat, (cotangent, sums))
 
     samples = (jnp.arange(len(lengths)), trajectories, lengths, cotangents)
-    cotangents, sums = _for_each_sample(replay, samples, shared)
+    cotangents, sums = _for_each_sample(replay, samples, shared, num_devices)
     weights_cotangent, settings_cotangent = jax.tree.map(lambda share: share.sum(0), sums)
     return weights_cotangent, cotangents, None, None, settings_cotangent
 
@@ -279,17 +287,16 @@ def _one_at_a_time() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _for_each_sample(function: Callable, samples, shared):
+def _for_each_sample(function: Callable, samples, shared, num_devices: int):
     """Maps `function(sample, shared)` over the leading axis of `samples`."""
     if not _one_at_a_time():
         return jax.vmap(function, (0, None))(samples, shared)
     # A vmap from outside, over a population say, must not batch the loop either.
     mapped = jax.vmap(jax.custom_batching.sequential_vmap(function), (0, None))
-    devices = jax.local_devices()
-    count = math.gcd(len(samples[0]), len(devices))
+    count = math.gcd(len(samples[0]), num_devices)
     if count == 1 or jax.sharding.get_abstract_mesh().manual_axes:
         return mapped(samples, shared)
-    mesh = Mesh(devices[:count], ("device",))
+    mesh = Mesh(jax.local_devices()[:count], ("device",))
     return jax.shard_map(
         mapped, mesh=mesh, in_specs=(P("device"), P()), out_specs=P("device"), check_vma=False
     )(samples, shared)
