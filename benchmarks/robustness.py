@@ -3,7 +3,7 @@
     python benchmarks/robustness.py
 
 Every wound at three times on each regime, 20 rollouts each, looked at 500 steps later; and the
-undamaged automaton up to step 10,000. Writes benchmarks/robustness.csv.
+undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv.
 """
 
 import csv
@@ -30,7 +30,7 @@ from nca_helpers import (  # noqa: E402
 from nca_helpers.damage import SIDES  # noqa: E402
 
 EMOJI = "🦎"
-TABLE = Path(__file__).with_suffix(".csv")
+TABLE = Path(__file__).parent.parent / "nca_helpers" / "data" / "robustness.csv"
 
 
 def noise(states, key):

@@ -149,8 +149,12 @@ def bundled() -> list[tuple[str, str]]:
     return sorted(_bundled_files())
 
 
+def _pretrained_folder() -> Traversable:
+    return resources.files("nca_helpers") / "data" / "pretrained"
+
+
 def _bundled_files() -> dict[tuple[str, str], Traversable]:
-    folder = resources.files("nca_helpers") / "data" / "pretrained"
+    folder = _pretrained_folder()
     files = {}
     for file in folder.iterdir() if folder.is_dir() else []:
         # 1f98e_growing.npz is 🦎 growing.

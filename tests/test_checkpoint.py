@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_helpers import checkpoint
-from nca_helpers.checkpoint import load_meta, load_nca, pretrained, pretrained_meta, save_nca
+from nca_helpers.checkpoint import (
+    bundled,
+    load_meta,
+    load_nca,
+    pretrained,
+    pretrained_meta,
+    save_nca,
+)
 from nca_helpers.model import NCA, perceive, seed_state
 
 NAMES = ["hidden/bias", "hidden/kernel", "update/bias", "update/kernel"]
@@ -322,7 +329,7 @@ def test_pretrained(folder):
             np.testing.assert_array_equal(array, weights(small_nca(seed))[name])
     assert pretrained_meta("🦎", "growing")["emoji"] == "🦎"
     for request in [("🦋", "growing"), ("🦎", "evolved"), ("🦎", "Growing"), ("🦎", None)]:
-        with pytest.raises(ValueError, match="there are: 👩‍🚀 evolved, 🦎 growing, ❤ persistent"):
+        with pytest.raises(ValueError, match="there are: ❤ persistent, 👩‍🚀 evolved, 🦎 growing"):
             pretrained(*request)
     with pytest.raises(ValueError, match="emoji must be"):
         pretrained("lizard", "growing")
@@ -334,10 +341,15 @@ def test_none_pretrained(folder):
 
 
 def test_every_bundled_checkpoint_loads():
-    folder = checkpoint._pretrained_folder()
-    files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
-    for file in files:
-        meta = load_meta(file)
-        for name, array in weights(pretrained(meta["emoji"], meta["regime"])).items():
-            np.testing.assert_array_equal(array, weights(load_nca(file))[name])
-        assert (meta["fire_rate"], meta["alive_threshold"]) == (0.5, 0.1)
+    assert len(bundled()) >= 7
+    for emoji, regime in bundled():
+        meta = pretrained_meta(emoji, regime)
+        assert (meta["regime"], meta["fire_rate"], meta["alive_threshold"]) == (regime, 0.5, 0.1)
+        assert pretrained(emoji, regime).hidden_size == meta["hidden"]
+
+
+def test_bundled_lists_what_is_there(folder):
+    assert bundled() == []
+    for name in ("1f98e_growing", "1f469_200d_1f680_evolved", "1f98e_unheard-of"):
+        save_nca(folder / f"{name}.npz", small_nca(1))
+    assert bundled() == sorted([("🦎", "growing"), ("👩‍🚀", "evolved")])

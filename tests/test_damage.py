@@ -101,11 +101,20 @@ def discs_of(wounded) -> tuple[np.ndarray, np.ndarray]:
     return np.array(centres), np.array(radii)
 
 
-def test_random_circles_follow_distills_distribution():
-    samples, size = 400, 96
+def one_batch(state, samples):
+    return random_circles(np.broadcast_to(state, (samples, *state.shape)), KEY)
+
+
+def one_key_each(state, samples):
+    keys = jax.random.split(jax.random.key(0), samples)
+    return jax.vmap(random_circles, (None, 0))(state, keys)
+
+
+@pytest.mark.parametrize("wounded", [one_batch, one_key_each])
+def test_random_circles_follow_distills_distribution(wounded):
+    samples, size = 400, 64
     half = size / 2
-    state = np.ones((samples, size, size, 4), np.float32)
-    centres, radii = discs_of(random_circles(state, KEY))
+    centres, radii = discs_of(wounded(np.ones((size, size, 4), np.float32), samples))
     # 1.96 / sqrt(400) = 0.098 is where a Kolmogorov–Smirnov test rejects at 0.1 %.
     radius = scipy.stats.uniform(0.1 * half, 0.3 * half)
     assert scipy.stats.kstest(radii, radius.cdf).statistic < 0.098
