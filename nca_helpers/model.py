@@ -14,6 +14,7 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -218,7 +219,8 @@ def check_fire_rate(fire_rate: float | Array | None) -> None:
     """Raises ValueError for a concrete fire rate outside [0, 1]; None and traced ones pass."""
     if fire_rate is None or isinstance(fire_rate, jax.core.Tracer):
         return
-    if not 0.0 <= float(fire_rate) <= 1.0:
+    is_number = isinstance(fire_rate, numbers.Real | jax.Array | np.ndarray)
+    if not is_number or np.ndim(fire_rate) or not 0.0 <= float(fire_rate) <= 1.0:
         raise ValueError(f"fire_rate must be a probability in [0, 1], got {fire_rate!r}")
 
 

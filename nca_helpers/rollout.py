@@ -116,6 +116,8 @@ def _check(nca, state, fire_rate):
     if not isinstance(nca, NCA):
         raise ValueError(f"nca must be an NCA, got {type(nca).__name__}")
     check_state(state, nca.channels)
+    if jnp.result_type(state).itemsize < 4:
+        raise ValueError(f"state must hold float32 numbers, got {jnp.result_type(state)}")
     check_fire_rate(fire_rate)
 
 
@@ -140,9 +142,12 @@ def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     lengths = np.asarray(num_steps)
     _check_lengths_array(lengths, state_shape)
     longest = int(lengths.max(initial=0))
-    if lengths.min(initial=0) < 0 or (max_steps is not None and longest > max_steps):
-        most = "" if max_steps is None else f" and at most max_steps={max_steps}"
-        raise ValueError(f"num_steps must be at least 0{most}, got {num_steps!r}")
+    most = np.iinfo(np.int32).max if max_steps is None else max_steps
+    if lengths.min(initial=0) < 0 or longest > most:
+        limit = "" if max_steps is None else " (max_steps)"
+        raise ValueError(
+            f"num_steps must be at least 0 and at most {most}{limit}, got {num_steps!r}"
+        )
     if max_steps is None:
         max_steps = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     return lengths.astype(np.int32), max(max_steps, 1)
@@ -312,7 +317,7 @@ def _in_window(nca, function: Callable, state: Array, *grids: Array):
     if not _one_at_a_time():
         return function(state, *grids)
     height, width, _ = state.shape
-    shapes = [(-(-height * k // 12), -(-width * k // 12)) for k in _WINDOW_TWELFTHS]
+    shapes = sorted({(-(-height * k // 12), -(-width * k // 12)) for k in _WINDOW_TWELFTHS})
     alive = living_mask(state, nca.alive_threshold)
     top, rows = _extent(alive.any(1))
     left, columns = _extent(alive.any(0))

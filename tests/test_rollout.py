@@ -628,3 +628,21 @@ def test_fire_rate_outside_zero_to_one_is_refused(roll, fire_rate):
 def test_a_state_of_another_shape_is_refused(roll, shape, num_steps):
     nca, state = make_nca(), np.zeros(shape, np.float32)
     reference.refuses(lambda: roll(nca, state, KEY, num_steps), "state", str(shape))
+
+
+@pytest.mark.parametrize("run", [rollout, rollout_frames])
+def test_half_precision_is_refused(run):
+    state = jnp.zeros((5, 5, CHANNELS), jnp.bfloat16)
+    reference.refuses(lambda: run(make_nca(), state, KEY, 3), "state", "bfloat16", "float32")
+
+
+@pytest.mark.parametrize("fire_rate", ["often", np.array([0.5, 0.5]), float("nan")])
+def test_a_fire_rate_that_is_no_probability_is_refused(fire_rate):
+    state = np.zeros((5, 5, CHANNELS), np.float32)
+    run = functools.partial(rollout, make_nca(), state, KEY, 3, fire_rate=fire_rate)
+    reference.refuses(run, "fire_rate", "[0, 1]")
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    state = np.zeros((5, 5, CHANNELS), np.float32)
+    reference.refuses(lambda: rollout(make_nca(), state, KEY, 2**33), "num_steps", str(2**33))
