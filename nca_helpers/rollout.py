@@ -115,6 +115,11 @@ def rollout_frames(
 def _check(nca, state, fire_rate):
     if not isinstance(nca, NCA):
         raise ValueError(f"nca must be an NCA, got {type(nca).__name__}")
+    if type(nca).__call__ is not NCA.__call__:
+        raise ValueError(
+            f"nca is a {type(nca).__name__} with a __call__ of its own, which a rollout would not "
+            "run; override step instead"
+        )
     check_state(state, nca.channels)
     if jnp.result_type(state).itemsize < 4:
         raise ValueError(f"state must hold float32 numbers, got {jnp.result_type(state)}")

@@ -11,7 +11,8 @@ from nca_helpers import bundled, pretrained, save_player
 
 
 def main() -> None:
-    models = {f"{emoji} {regime}": pretrained(emoji, regime) for emoji, regime in bundled()}
+    lizards_first = sorted(bundled(), key=lambda model: model[0] != "🦎")
+    models = {f"{emoji} {regime}": pretrained(emoji, regime) for emoji, regime in lizards_first}
     print(save_player(sys.argv[1], models))
 
 

@@ -646,3 +646,29 @@ def test_a_fire_rate_that_is_no_probability_is_refused(fire_rate):
 def test_more_steps_than_can_be_counted_are_refused():
     state = np.zeros((5, 5, CHANNELS), np.float32)
     reference.refuses(lambda: rollout(make_nca(), state, KEY, 2**33), "num_steps", str(2**33))
+
+
+class Halving(NCA):
+    def step(self, state, fire, **frame):
+        return super().step(state, fire, **frame) / 2
+
+
+class Impatient(NCA):
+    def __call__(self, state, key, **options):
+        return super().__call__(super().__call__(state, key, **options), key, **options)
+
+
+def test_a_rule_of_ones_own_is_run():
+    nca = reference.set_weights(
+        Halving(channels=CHANNELS, hidden=HIDDEN, rngs=nnx.Rngs(0)), WEIGHTS
+    )
+    state = make_state(2)
+    expected = state
+    for t in range(3):
+        expected = nca(expected, jax.random.fold_in(KEY, t))
+    np.testing.assert_allclose(rollout(nca, state, KEY, 3), expected, atol=1e-6)
+
+
+def test_a_call_of_ones_own_is_refused():
+    nca = Impatient(channels=CHANNELS, hidden=HIDDEN, rngs=nnx.Rngs(0))
+    reference.refuses(lambda: rollout(nca, make_state(2), KEY, 3), "nca", "Impatient", "step")
