@@ -243,7 +243,7 @@ def _any_of_three(mask: Array, axis: int) -> Array:
 def _sobel(state: Array) -> tuple[Array, Array]:
     """Returns the gradients along x and y: Sobel filters divided by 8, zeros outside.
 
-    Shifted slices, because XLA's grouped convolution is some fifty times slower on a CPU.
+    Shifted slices, because XLA's grouped convolution is far slower on a CPU.
     """
     pad = [(0, 0)] * (state.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
     padded = jnp.pad(state, pad)
