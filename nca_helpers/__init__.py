@@ -6,20 +6,26 @@ from nca_helpers.checkpoint import (
     load_nca,
     pretrained,
     pretrained_meta,
+    restore_run,
     save_nca,
+    save_run,
 )
 from nca_helpers.damage import circle, halve, hole, random_circles, robustness
 from nca_helpers.emoji import emoji_name, load_emoji, load_image
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
+from nca_helpers.pgpe import PGPE, clipup, pair_keys
 from nca_helpers.player import player_html, save_player, show_player
+from nca_helpers.population import population_fitness
 from nca_helpers.rollout import rollout, rollout_frames
 from nca_helpers.video import Progress, plot_loss, save_video, show_video, tile, to_rgb
 
 __all__ = [
     "NCA",
+    "PGPE",
     "Progress",
     "bundled",
     "circle",
+    "clipup",
     "emoji_name",
     "halve",
     "hole",
@@ -28,17 +34,21 @@ __all__ = [
     "load_image",
     "load_meta",
     "load_nca",
+    "pair_keys",
     "perceive",
     "player_html",
     "plot_loss",
+    "population_fitness",
     "pretrained",
     "pretrained_meta",
     "random_circles",
+    "restore_run",
     "robustness",
     "rollout",
     "rollout_frames",
     "save_nca",
     "save_player",
+    "save_run",
     "save_video",
     "seed_state",
     "show_player",

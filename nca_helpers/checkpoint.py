@@ -1,26 +1,37 @@
-"""Checkpoints: a trained automaton as one small file, and those that come with the package.
+"""Checkpoints: a trained automaton as one small file, those of the package, a run in a folder.
 
     save_nca("lizard.npz", nca, emoji="🦎", regime="growing")
     nca = load_nca("lizard.npz")
     nca = pretrained("🦎", "growing")
 
+    save_run("lizard_run", state, step=100, seed=0)
+    state, step = restore_run("lizard_run", state, seed=0)
+
 A checkpoint is a NumPy `.npz` that is read without pickle: the arrays `hidden/kernel`
 `(3 * channels, hidden)`, whose rows are in the order of `perceive` (block * channels + channel),
 `hidden/bias`, `update/kernel` `(hidden, channels)` and `update/bias`, all float32, and `meta`, a
 JSON string. It has no checksum of its own, so that other tools can write it.
+
+A run is what a training has to remember: orbax writes it, for `restore_run` alone.
 """
 
+import contextlib
 import io
 import json
+import logging
 import math
 import numbers
 import os
+import shutil
 import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -29,12 +40,23 @@ from nca_helpers.emoji import emoji_name
 from nca_helpers.model import NCA
 from nca_helpers.video import replace_file
 
-__all__ = ["bundled", "load_meta", "load_nca", "pretrained", "pretrained_meta", "save_nca"]
+__all__ = [
+    "bundled",
+    "load_meta",
+    "load_nca",
+    "pretrained",
+    "pretrained_meta",
+    "restore_run",
+    "save_nca",
+    "save_run",
+]
 
 # Raised when a reader of the old format would misread the new one.
 _FORMAT = 1
 
 _REGIMES = ("growing", "persistent", "regenerating", "evolved")
+
+_RUN = "nca_run_"
 
 Source = str | os.PathLike | Traversable | BinaryIO
 
@@ -147,6 +169,161 @@ def pretrained_meta(emoji: str, regime: str) -> dict[str, Any]:
 def bundled() -> list[tuple[str, str]]:
     """Lists the emoji and regimes of the automata that come with the package (see `pretrained`)."""
     return sorted(_bundled_files())
+
+
+def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> Path:
+    """Writes all that a training needs to go on later, in place of the run saved there before.
+
+    Of flax's objects save `nnx.state(nca)` and `nnx.state(optimizer)`; `nnx.update(nca, ...)` puts
+    back what `restore_run` returns. A kill at any moment leaves the old run or the new one, whole;
+    until the new one is, the disk holds both. What else is in the folder stays.
+
+    Args:
+        folder: Where to, for this run alone; a missing one is made.
+        run: A tree of numbers and of arrays of numbers, NumPy's or JAX's.
+        step: Steps that are done.
+        **meta: What must be the same when the run goes on (preset, seed, ...), as JSON knows it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: An argument is not what is accepted; nothing has been written then.
+        OSError: The run cannot be written; the old one is still there.
+    """
+    folder, arrays, meta = _checked_run(folder, "run", run, meta)
+    if not isinstance(step, numbers.Integral) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    leaves = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    about = json.dumps({"step": int(step), "meta": meta, "leaves": leaves})
+    # Orbax refuses empty arrays, and gives those without axes back as numbers.
+    filled = [np.atleast_1d(array) for array in arrays.values() if array.size]
+    content = {"about": np.frombuffer(about.encode(), np.uint8), "arrays": filled}
+    content["checksums"] = _checksums(content)
+    older = _saved_runs(folder)
+    number = int(older[-1].name.removeprefix(_RUN)) + 1 if older else 0
+    try:
+        _orbax("save", folder / f"{_RUN}{number:08}", content)
+    except Exception as error:
+        raise OSError(f"the run cannot be written to {folder}: {error!s:.200}") from error
+    finally:
+        cut_short = folder.glob(f"{_RUN}*.orbax-checkpoint-tmp*")
+        for path in cut_short:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in older:
+        shutil.rmtree(path, ignore_errors=True)
+    return folder
+
+
+def restore_run(folder: str | os.PathLike, like: Any, **meta: Any) -> tuple[Any, int] | None:
+    """Reads the run that was saved last, bit for bit.
+
+    Args:
+        folder: Where `save_run` wrote to.
+        like: A run of the same structure, as before its first step, say. Each leaf becomes what
+            it is here: a number, a NumPy array, or a JAX array, which is bound to no device. Types
+            and shapes must be equal, but NumPy arrays of one axis, histories, have any length.
+        **meta: What must be as it was saved.
+
+    Returns:
+        The run and its step; None if the folder holds none.
+
+    Raises:
+        ValueError: The run there has other `meta`, is not like `like`, or is damaged.
+    """
+    folder, wanted, meta = _checked_run(folder, "like", like, meta)
+    if not _saved_runs(folder):
+        return None
+    about, saved = _read_run(folder)
+    there = about["meta"]
+    others = [name for name in meta if name not in there or there[name] != meta[name]]
+    if others:
+        pairs = (f"{name} is {there.get(name)!r} there, {meta[name]!r} here" for name in others)
+        raise ValueError(f"{folder} holds another run: {'; '.join(pairs)}")
+    leaves = dict(zip(wanted, jax.tree.leaves(like), strict=True))
+    for name in saved | wanted:
+        is_numpy = isinstance(leaves.get(name), np.ndarray)
+        has, got = (_description(arrays.get(name), is_numpy) for arrays in (saved, wanted))
+        if has != got:
+            raise ValueError(f"like{name} must be {has} as in {folder}, got {got}")
+    restored = [_as_leaf(leaf, saved[name]) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), restored), about["step"]
+
+
+def _checked_run(
+    folder: str | os.PathLike, argument: str, run: Any, meta: dict[str, Any]
+) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, got the file {folder}")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(run)
+    named = ((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+    arrays = {name: _as_array(argument + name, leaf) for name, leaf in named}
+    return folder, arrays, {name: _plain(name, value) for name, value in meta.items()}
+
+
+def _as_array(name: str, leaf: Any) -> np.ndarray:
+    import tensorstore
+
+    is_number = type(leaf) in (bool, int, float, complex)
+    if is_number or isinstance(leaf, np.ndarray | np.generic | jax.Array):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            array = np.asarray(leaf, type(leaf) if is_number else None)
+            return array.astype(tensorstore.dtype(array.dtype.name).numpy_dtype, copy=False)
+    raise ValueError(f"{name} must be a number or an array of numbers, got {leaf!r:.60}")
+
+
+def _as_leaf(like: Any, array: np.ndarray) -> Any:
+    if isinstance(like, jax.Array):
+        return jnp.asarray(array)
+    return array if isinstance(like, np.ndarray) else type(like)(array[()])
+
+
+def _description(array: np.ndarray | None, is_numpy: bool) -> str:
+    if array is None:
+        return "missing"
+    shape = "(n,)" if is_numpy and array.ndim == 1 else array.shape
+    return f"{array.dtype.name} of shape {shape}"
+
+
+def _saved_runs(folder: Path) -> list[Path]:
+    return sorted(folder.glob(_RUN + 8 * "[0-9]"))
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    # There is more than one only if the old one's deletion was cut short.
+    for path in reversed(_saved_runs(folder)):
+        try:
+            content = _orbax("restore", path)
+            if not np.array_equal(content.pop("checksums"), _checksums(content)):
+                raise ValueError("its checksums differ")
+            about, arrays = json.loads(content["about"].tobytes()), iter(content["arrays"])
+            return about, {
+                name: np.empty(shape, dtype) if 0 in shape else next(arrays).reshape(shape)
+                for name, (dtype, shape) in about["leaves"].items()
+            }
+        except Exception as error:  # Damage makes orbax raise nearly anything.
+            damage = error
+    raise ValueError(f"the run in {folder} cannot be read: {damage!s:.200}") from damage
+
+
+def _checksums(content: dict[str, Any]) -> np.ndarray:
+    arrays = map(np.ascontiguousarray, jax.tree.leaves(content))
+    return np.array([zlib.crc32(array.view(np.uint8)) for array in arrays], np.uint32)
+
+
+def _orbax(method: str, *arguments: Any) -> Any:
+    """Calls a method of orbax's checkpointer without its log, away from a notebook's event loop."""
+    from orbax.checkpoint import PyTreeCheckpointer
+
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with PyTreeCheckpointer() as checkpointer, ThreadPoolExecutor(1) as thread:
+            return thread.submit(getattr(checkpointer, method), *arguments).result()
+    finally:
+        log.setLevel(level)
 
 
 def _pretrained_folder() -> Traversable:

@@ -182,25 +182,27 @@ class Progress:
     one swings.
 
     A loop that was left (interrupted, say) shows where it stopped; iterating again goes on from
-    there.
+    there, and after `restore` from where an earlier session stopped.
 
     Attributes:
         total: Steps of the whole run.
         step: Steps that are done.
     """
 
-    def __init__(self, total: int, every: float = 5.0, unit: str = "step"):
+    def __init__(self, total: int, every: float = 5.0, unit: str = "step", stride: int = 1):
         """Starts nothing yet: the clock starts with the loop.
 
         Args:
             total: Steps of the whole run, at least 1.
             every: Seconds between two lines or redrawings, at least.
             unit: What a step is called: "generation", say.
+            stride: Steps that one turn of the loop takes; the last turn may take fewer.
 
         Raises:
-            ValueError: `total` or `every` is not what is accepted.
+            ValueError: `total`, `every` or `stride` is not what is accepted.
         """
         _check_count("total", total)
+        _check_count("stride", stride)
         if not (isinstance(every, numbers.Real) and every >= 0):
             raise ValueError(f"every must be a number of seconds, at least 0, got {every!r}")
         self.total = total
@@ -208,6 +210,7 @@ class Progress:
         self._index = 0
         self._every = every
         self._unit = unit
+        self._stride = stride
         self._reports: list[tuple[int, float]] = []
         self._pending: tuple[int, ArrayLike] | None = None
         self._pictures: dict[str, np.ndarray] = {}
@@ -219,19 +222,44 @@ class Progress:
             while self.step < self.total:
                 self._index = self.step
                 yield self._index
-                self.step = self._index + 1
+                self.step = self._after_turn()
         finally:
             if self.step < self.total:
                 self._show(self.step, stopped=True)
             elif self._line_step != self.total:
                 self._show(self.total)
 
-    def report(self, loss: ArrayLike, **pictures: ArrayLike) -> None:
-        """Takes note of one step, and shows it if it is time.
+    def restore(self, step: int, losses: ArrayLike = ()) -> None:
+        """Goes on with a run of an earlier session: the next loop begins at `step`.
+
+        Args:
+            step: Steps that are done, from 0 to `total`.
+            losses: What `losses` was then, `(n,)`, at most one a step; fewer count as evenly
+                spread.
+
+        Raises:
+            ValueError: An argument is not what is accepted.
+        """
+        is_integer = isinstance(step, numbers.Integral) and not isinstance(step, bool)
+        if not is_integer or not 0 <= step <= self.total:
+            raise ValueError(f"step must be an integer from 0 to {self.total}, got {step!r}")
+        losses = np.asarray(losses, np.float64)
+        if losses.ndim != 1 or losses.size > step:
+            raise ValueError(
+                f"losses must have shape (n,), n at most {step}, the steps done, got {losses.shape}"
+            )
+        self.step = int(step)
+        steps = np.linspace(0, step, losses.size + 1)[1:].round().astype(int)
+        self._reports = list(zip(steps.tolist(), losses.tolist(), strict=True))
+        self._pending = None
+
+    def report(self, loss: ArrayLike, note: str = "", **pictures: ArrayLike) -> None:
+        """Takes note of one turn, and shows it if it is time.
 
         Args:
             loss: The step's loss, a scalar. It is read from its device one step later, so that
                 the device is never kept waiting.
+            note: What else the line of text should say.
             **pictures: A row of pictures each, under its name: `(n, height, width, channels)`,
                 states (from 4 channels on) or RGB; the first 8 are shown.
 
@@ -241,7 +269,8 @@ class Progress:
         if np.shape(loss):
             raise ValueError(f"loss must be a scalar, got shape {np.shape(loss)}")
         self._settle()
-        done = self.step = self._index + 1
+        done = self.step = self._after_turn()
+        self._note = note
         self._pending = (done, loss)
         waited = time.monotonic() - self._shown_at
         if waited >= self._every or done == self.total:
@@ -257,6 +286,9 @@ class Progress:
         self._settle()
         return np.asarray([loss for _, loss in self._reports], np.float64)
 
+    def _after_turn(self) -> int:
+        return min(self._index + self._stride, self.total)
+
     def _settle(self) -> None:
         """Waits for the last reported loss."""
         if self._pending is not None:
@@ -268,6 +300,7 @@ class Progress:
         self._started_at = time.monotonic()
         self._shown_at = -math.inf
         self._line_step = 0
+        self._note = ""
         # The first step compiles: the time that is left is told by those after it.
         self._first: tuple[int, float] | None = None
         self._display: Any = None
@@ -291,6 +324,8 @@ class Progress:
             with np.errstate(divide="ignore", invalid="ignore"):
                 loss = np.log10(np.median(self.losses[-_window(self.losses.size) :]))
             parts.append(f"log10(loss) {loss:.2f}")
+        if self._note:
+            parts.append(self._note)
         now = time.monotonic()
         parts.append(f"elapsed {_clock(now - self._started_at)}")
         step, at = self._first or (done, now)

@@ -358,6 +358,21 @@ def test_hours_and_another_unit(clock, capsys):
     assert "generation 2/2  log10(loss) -2.00  elapsed 2:04:10" in capsys.readouterr().out
 
 
+def test_a_turn_of_several_steps_and_a_note(clock, capsys):
+    progress, turns = Progress(25, stride=10), []
+    for step in progress:
+        clock.now += 10
+        progress.report(0.1, note="fitness -0.25")
+        turns.append((step, progress.step))
+    assert turns == [(0, 10), (10, 20), (20, 25)]
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first == "step 10/25  log10(loss) -1.00  fitness -0.25  elapsed 0:10"
+    assert second == "step 20/25  log10(loss) -1.00  fitness -0.25  elapsed 0:20  ETA 0:05"
+    assert last.startswith("step 25/25")
+    with pytest.raises(ValueError, match="stride"):
+        Progress(25, stride=0)
+
+
 def test_an_interrupted_loop_shows_where_and_goes_on(clock, capsys):
     progress = Progress(100)
     with pytest.raises(KeyboardInterrupt):
@@ -372,6 +387,62 @@ def test_an_interrupted_loop_shows_where_and_goes_on(clock, capsys):
     assert progress.step == 10 and len(progress.losses) == 10
     assert list(progress) == list(range(10, 100))
     assert capsys.readouterr().out.splitlines()[-1].startswith("step 100/100")
+
+
+def test_a_run_of_an_earlier_session_goes_on(clock, capsys, monkeypatch):
+    history = 10.0 ** -(np.arange(40) / 100)
+    progress = Progress(100, every=5.0)
+    progress.report(9.0)  # and is forgotten
+    progress.restore(np.int64(40), history)
+    assert (progress.step, type(progress.step)) == (40, int)
+    np.testing.assert_array_equal(progress.losses, history)
+    capsys.readouterr()
+
+    curves = []
+    monkeypatch.setattr(video, "_in_kernel", lambda: True)
+    monkeypatch.setattr(video, "_display_png", lambda *arguments: None)
+    monkeypatch.setattr(video, "plot_loss", lambda *arguments, **_: curves.append(arguments))
+    steps = []
+    for step in progress:
+        clock.now += 30.0 if step == 40 else 6.0
+        steps.append(step)
+        progress.report(10.0 ** -(step / 100))
+    assert steps == list(range(40, 100))
+    np.testing.assert_allclose(progress.losses, 10.0 ** -(np.arange(100) / 100))
+    for losses, at in curves:
+        np.testing.assert_array_equal(at, np.arange(1, len(losses) + 1))
+    assert {len(losses) for losses, _ in curves} == set(range(41, 101))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 41/100  log10(loss) -0.38  elapsed 0:30"
+    assert lines[1] == "step 45/100  log10(loss) -0.42  elapsed 0:54  ETA 5:30"
+    assert len(lines) <= 40
+
+
+def test_a_restored_run_of_few_reports_or_none(clock, capsys):
+    progress = Progress(1000)
+    progress.restore(900, [0.3, np.nan, 0.1])
+    assert [step for step, _ in progress._reports] == [300, 600, 900]
+    progress.restore(7)
+    assert progress.step == 7 and progress.losses.size == 0
+    progress.restore(1000, np.full(1000, 0.01))
+    assert list(progress) == []
+    assert capsys.readouterr().out.startswith("step 1000/1000  log10(loss) -2.00  elapsed 0:00")
+    progress.restore(0, [])
+    assert next(iter(progress)) == 0
+
+
+@pytest.mark.parametrize("step", [-1, 11, 2.0, True, None])
+def test_progress_restores_no_such_step(step):
+    with pytest.raises(ValueError, match=f"step must be an integer from 0 to 10, got {step!r}"):
+        Progress(10).restore(step)
+
+
+@pytest.mark.parametrize("losses", [np.ones(4), np.ones((1, 1)), 1.0])
+def test_progress_restores_no_such_losses(losses):
+    progress = Progress(10)
+    with pytest.raises(ValueError, match=r"losses must have shape \(n,\), n at most 3"):
+        progress.restore(3, losses)
+    assert progress.step == 0
 
 
 def test_a_loss_that_is_nan_or_zero_is_shown(clock, capsys):
