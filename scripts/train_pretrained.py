@@ -1,6 +1,6 @@
-"""Trains the models that come with the package, by running notebook 01 at its preset `laptop`.
+"""Trains the models that come with the package, by running the notebooks at their preset `laptop`.
 
-    python scripts/train_pretrained.py              all of them, some 25 minutes on two CPU cores
+    python scripts/train_pretrained.py              all of them, some 45 minutes on two CPU cores
     python scripts/train_pretrained.py 🦎 growing   one of them
 
 A model replaces the bundled one when its training has ended; what is left out stays.
@@ -16,13 +16,15 @@ from execute_notebook import execute
 from nca_helpers import emoji_name, load_meta, load_nca, save_nca
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "01_growing_with_gradients.ipynb"
+BY_GRADIENTS = ROOT / "notebooks" / "01_growing_with_gradients.ipynb"
+BY_EVOLUTION = ROOT / "notebooks" / "02_growing_with_pgpe.ipynb"
 PRETRAINED = ROOT / "nca_helpers" / "data" / "pretrained"
 
 MODELS = (
     ("🦎", "growing"),
     ("🦎", "persistent"),
     ("🦎", "regenerating"),
+    ("🦎", "evolved"),
     ("🦋", "persistent"),
     ("🐠", "persistent"),
     ("🐞", "persistent"),
@@ -36,7 +38,8 @@ def train(emoji: str, regime: str) -> Path:
     folder = ROOT / "out" / f"{code}_{regime}"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"NCA_PRESET": "laptop", "NCA_EMOJI": emoji, "NCA_REGIME": regime}
-    execute(nbformat.read(NOTEBOOK, as_version=4), folder / NOTEBOOK.name, folder)
+    notebook = BY_EVOLUTION if regime == "evolved" else BY_GRADIENTS
+    execute(nbformat.read(notebook, as_version=4), folder / notebook.name, folder)
 
     (trained,) = (folder / "out").glob("*.npz")
     command = f"python scripts/train_pretrained.py {emoji} {regime}"
