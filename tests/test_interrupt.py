@@ -1,23 +1,27 @@
-"""A reader's stop button: what notebook 01 has learnt stays, and the loop goes on from there."""
+"""A reader's stop button, and a kernel that dies: the loops go on from where they were."""
 
 import os
 import queue
 import re
+import signal
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "01_growing_with_gradients.ipynb"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NOTEBOOK = NOTEBOOKS / "01_growing_with_gradients.ipynb"
+RESUME = ("resume = False", "resume = True")
 PATIENCE = 300  # seconds; a slow machine compiles for long
 
 
 class Reader:
     """Runs cells in a kernel, and may interrupt one as soon as it has printed a progress line."""
 
-    def __init__(self, folder):
-        environment = os.environ | {"NCA_PRESET": "laptop", "NCA_REGIME": "persistent"}
+    def __init__(self, folder, preset="laptop"):
+        environment = os.environ | {"NCA_PRESET": preset, "NCA_REGIME": "persistent"}
         self.manager, self.client = start_new_kernel(cwd=str(folder), env=environment)
 
     def run(self, source, interrupt_after=None):
@@ -41,9 +45,36 @@ class Reader:
             if message["msg_type"] == "status" and content["execution_state"] == "idle":
                 return text
 
+    def run_cells(self, cells):
+        """Runs the cells up to the loop and returns the loop's source."""
+        for name, source in cells.items():
+            if name == "loop":
+                return source
+            self.run(source)
+        raise AssertionError("the notebook has no cell with the id loop")
+
+    def kill_when(self, source, condition):
+        """Runs a cell and kills its kernel as soon as a condition holds."""
+        self.client.execute(source)
+        start = time.monotonic()
+        while not condition():
+            assert time.monotonic() - start < PATIENCE
+            time.sleep(0.01)
+        self.manager.signal_kernel(signal.SIGKILL)
+
     def close(self):
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
+
+
+def code_cells(path, **replacements):
+    """The sources of a notebook's code cells, with some of their text replaced."""
+    cells = nbformat.read(path, 4).cells
+    sources = {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
+    for name, (old, new) in replacements.items():
+        assert old in sources[name], f"{old} is not in the cell {name}"
+        sources[name] = sources[name].replace(old, new)
+    return sources
 
 
 @pytest.fixture
@@ -54,12 +85,8 @@ def reader(tmp_path):
 
 
 def test_an_interrupted_loop_keeps_what_it_learnt_and_goes_on(reader):
-    notebook = nbformat.read(NOTEBOOK, 4)
-    cells = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
-    for name, source in cells.items():
-        if name == "loop":
-            break
-        reader.run(source)
+    cells = code_cells(NOTEBOOK)
+    reader.run_cells(cells)
     first = reader.run(cells["loop"], interrupt_after=r"step \d+/2000")
     assert "stopped after step" in first and "Interrupted" in first
     learnt = "print(progress.step, float(abs(nca.update.kernel[...]).sum()))"
@@ -70,3 +97,40 @@ def test_an_interrupted_loop_keeps_what_it_learnt_and_goes_on(reader):
     assert f"step {int(steps) + 1}/2000" in second
     more_steps, other_weight = map(float, reader.run(learnt).split())
     assert more_steps > steps and other_weight != weight
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "unit", "result"),
+    [
+        ("01_growing_with_gradients", ("train_steps=4", "train_steps=60"), "step", "pool"),
+        ("02_growing_with_pgpe", ("generations=4", "generations=60"), "generation", "curve"),
+    ],
+)
+def test_a_killed_run_continues_to_the_same_end(tmp_path, name, length, unit, result):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    edits = {"config": length, "loop": ("> 120", "> 0")}  # Long enough, and saved at every turn.
+    fresh, resumed = code_cells(path, **edits), code_cells(path, **edits, **{"continue": RESUME})
+    end = f"import numpy as np; print(*run()['losses'], np.sum({result}, dtype='float64').hex())"
+
+    def run_whole(cells, folder):
+        reader = Reader(folder, preset="quick")
+        try:
+            loop = reader.run_cells(cells)
+            began = reader.run("print(progress.step)")
+            return int(began), reader.run(loop), reader.run(end)
+        finally:
+            reader.close()
+
+    began, _, uninterrupted = run_whole(fresh, tmp_path)
+    assert began == 0
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    reader = Reader(folder, preset="quick")
+    reader.kill_when(
+        reader.run_cells(fresh), lambda: list(folder.glob("out/*/nca_run_0000000[5-9]"))
+    )
+    reader.close()
+    began, text, continued = run_whole(resumed, folder)
+    assert 0 < began < 60 and f"{unit} 60/60" in text
+    assert continued == uninterrupted
