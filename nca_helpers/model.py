@@ -54,9 +54,12 @@ def living_mask(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
         `(..., height, width)` booleans. Outside the grid nothing is alive.
     """
     check_state(state)
-    rows, columns = state.ndim - 3, state.ndim - 2
-    mature = state[..., 3] > threshold
-    return _any_of_three(_any_of_three(mature, rows), columns)
+    return widen(state[..., 3] > threshold)
+
+
+def widen(mask: Array) -> Array:
+    """Returns the cells of a `(..., height, width)` mask and their neighbours, 3×3 around each."""
+    return _any_of_three(_any_of_three(mask, mask.ndim - 2), mask.ndim - 1)
 
 
 def perceive(state: Array, angle: float | Array = 0.0) -> Array:

@@ -7,9 +7,10 @@ Both give what a plain Python loop over `nca(state, jax.random.fold_in(key, t))`
 
 How `rollout` is fast. On a CPU each sample takes its whole rollout in turn, so that its hidden
 layer stays in cache, on as many cores as there are CPU devices; on a GPU or TPU the batch steps
-together. A step computes only a window around what lives, since all else is zero and stays zero.
-The gradient keeps the state of every step and replays the steps backwards, exactly as many as
-were taken: little memory, and one compilation for every length.
+together. On a CPU a step computes only a window around what lives, since all else is zero and stays
+zero, and in it the network runs only for the cells that fire, some hundreds at a time. The gradient
+keeps the state of every step and replays the steps backwards, exactly as many as were taken: little
+memory, and one compilation for every length. benchmarks/NOTES.md says what each of these brings.
 """
 
 import functools
@@ -25,12 +26,16 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nca_helpers.model import NCA, check_fire_rate, check_state, living_mask
+from nca_helpers.model import NCA, check_fire_rate, check_state, living_mask, perceive, widen
 
 # Gradients of lengths up to the same multiple of this share one compilation.
 _LENGTH_MULTIPLE = 32
 # The windows that a step may be computed in, in twelfths of the grid's height and width.
-_WINDOW_TWELFTHS = (3, 4, 5, 6, 8, 10, 12)
+_WINDOW_TWELFTHS = (3, 4, 6, 8, 12)
+# How many cells the network takes at a time: its hidden layer then stays in cache.
+_BLOCK = 512
+# Finding the cells that fire costs more than a smaller network that runs for all.
+_SMALLEST_HIDDEN = 64
 
 
 def rollout(
@@ -227,16 +232,23 @@ def _run_forward(graph, capacity, num_devices, weights, states, key, lengths, se
         index, state, length = sample
         weights, key, longest, settings = shared
         nca = nnx.merge(graph, weights)
-        step = functools.partial(nca.step, **_frame(settings))
+        step = functools.partial(_step_and_pull_back(nca)[0], nca, settings)
 
         def advance(t, carry):
             state, trajectory = carry
+            fire = _fire(key, t, index, settings, state)
+            (following, alive), _ = _in_window(nca, step, state, fire)
             if capacity:
-                trajectory = jax.lax.dynamic_update_index_in_dim(trajectory, state, t, 0)
-            following = _in_window(nca, step, state, _fire(key, t, index, settings, state))
+                trajectory = jax.tree.map(
+                    lambda steps, now: jax.lax.dynamic_update_index_in_dim(steps, now, t, 0),
+                    trajectory,
+                    (state, jnp.stack([fire, alive])),
+                )
             return jnp.where(t < length, following, state), trajectory
 
-        trajectory = jnp.zeros((capacity, *state.shape), state.dtype)
+        # One array for both masks: beside two, XLA copies the trajectory in every step.
+        masks = jnp.zeros((capacity, 2, *state.shape[:2]), bool)
+        trajectory = jnp.zeros((capacity, *state.shape), state.dtype), masks
         steps = length if _one_at_a_time() else longest
         return jax.lax.fori_loop(0, steps, advance, (state, trajectory))
 
@@ -251,25 +263,19 @@ def _run_backward(graph, capacity, num_devices, residuals, cotangents):
     trajectories, lengths, shared = residuals
 
     def replay(sample, shared):
-        index, trajectory, length, cotangent = sample
-        weights, key, longest, settings = shared
+        trajectory, length, cotangent = sample
+        weights, _, longest, settings = shared
         nca = nnx.merge(graph, weights)
+        pull_back = functools.partial(_step_and_pull_back(nca)[1], graph, weights, settings)
         steps = length if _one_at_a_time() else longest
-
-        def pull_back(state, fire, cotangent):
-            def step(state, weights, settings):
-                return nnx.merge(graph, weights).step(state, fire, **_frame(settings))
-
-            _, transposed = jax.vjp(step, state, weights, settings)
-            cotangent, *shares = transposed(cotangent)
-            return cotangent, shares
 
         def retreat(i, carry):
             cotangent, sums = carry
             t = steps - 1 - i
-            state = jax.lax.dynamic_index_in_dim(trajectory, t, 0, keepdims=False)
-            fire = _fire(key, t, index, settings, state)
-            preceding, shares = _in_window(nca, pull_back, state, fire, cotangent)
+            state, (fire, alive) = jax.tree.map(
+                lambda steps: jax.lax.dynamic_index_in_dim(steps, t, 0, keepdims=False), trajectory
+            )
+            (preceding,), shares = _in_window(nca, pull_back, state, fire, alive, cotangent)
             taken = t < length
             sums = jax.tree.map(lambda total, share: total + taken * share, sums, shares)
             return jnp.where(taken, preceding, cotangent), sums
@@ -277,13 +283,104 @@ def _run_backward(graph, capacity, num_devices, residuals, cotangents):
         sums = jax.tree.map(jnp.zeros_like, [weights, settings])
         return jax.lax.fori_loop(0, steps, retreat, (cotangent, sums))
 
-    samples = (jnp.arange(len(lengths)), trajectories, lengths, cotangents)
+    samples = (trajectories, lengths, cotangents)
     cotangents, sums = _for_each_sample(replay, samples, shared, num_devices)
     weights_cotangent, settings_cotangent = jax.tree.map(lambda share: share.sum(0), sums)
     return weights_cotangent, cotangents, None, None, settings_cotangent
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+def _step_and_pull_back(nca) -> tuple[Callable, Callable]:
+    """Returns how this automaton takes a step here, and how the gradient takes it back.
+
+    The step, of (nca, settings, state, fire), returns the next state and which cells live in it.
+    Its counterpart, of (graph, weights, settings, state, fire, alive, cotangent), returns the
+    cotangent of the state, and those of weights and settings.
+    """
+    own_rule = type(nca).step is not NCA.step
+    if own_rule or not _one_at_a_time() or nca.hidden_size < _SMALLEST_HIDDEN:
+        return _step, _pull_back
+    return _sparse_step, _sparse_pull_back
+
+
+def _step(nca, settings, state, fire):
+    return (nca.step(state, fire, **_frame(settings)), fire), ()
+
+
+def _pull_back(graph, weights, settings, state, fire, _, cotangent):
+    def step(state, weights, settings):
+        return nnx.merge(graph, weights).step(state, fire, **_frame(settings))
+
+    _, transposed = jax.vjp(step, state, weights, settings)
+    cotangent, *shares = transposed(cotangent)
+    return (cotangent,), shares
+
+
+def _sparse_step(nca, settings, state, fire):
+    """Takes the same step as `NCA.step`, with the network run only where it matters."""
+    frame = _frame(settings)
+    before = living_mask(state, nca.alive_threshold)
+    seen = _flat(perceive(state, frame["angle"]))
+    # A cell beside the living can mature and so keep a neighbour alive.
+    blocks, count = _blocks_of_rows(fire & widen(before))
+
+    def update(i, cells):
+        rows = blocks[i]
+        update = frame["step_size"] * _network(nca, _take(seen, rows))
+        return cells.at[rows].add(update, mode="drop", indices_are_sorted=True)
+
+    state = jax.lax.fori_loop(0, count, update, _flat(state)).reshape(state.shape)
+    alive = before & living_mask(state, nca.alive_threshold)
+    return (jnp.where(alive[..., None], state, 0.0), alive), ()
+
+
+def _sparse_pull_back(graph, weights, settings, state, fire, alive, cotangent):
+    def look(state, settings):
+        return _flat(perceive(state, _frame(settings)["angle"]))
+
+    def respond(seen, weights, settings):
+        return _frame(settings)["step_size"] * _network(nnx.merge(graph, weights), seen)
+
+    cotangent = jnp.where(alive[..., None], cotangent, 0.0)
+    seen, look_back = jax.vjp(look, state, settings)
+    blocks, count = _blocks_of_rows(fire & alive)
+
+    def pull_back(i, carry):
+        seen_cotangent, sums = carry
+        rows = blocks[i]
+        _, transposed = jax.vjp(respond, _take(seen, rows), weights, settings)
+        share, *shares = transposed(_take(_flat(cotangent), rows))
+        seen_cotangent = seen_cotangent.at[rows].set(share, mode="drop", indices_are_sorted=True)
+        return seen_cotangent, jax.tree.map(jnp.add, sums, shares)
+
+    nothing = jnp.zeros_like(seen), jax.tree.map(jnp.zeros_like, [weights, settings])
+    seen_cotangent, (weights_share, settings_share) = jax.lax.fori_loop(
+        0, count, pull_back, nothing
+    )
+    around, turned = look_back(seen_cotangent)
+    return (cotangent + around,), [weights_share, jax.tree.map(jnp.add, settings_share, turned)]
+
+
+def _network(nca, seen: Array) -> Array:
+    return nca.update(nnx.relu(nca.hidden(seen)))
+
+
+def _flat(grid: Array) -> Array:
+    return grid.reshape(-1, grid.shape[-1])
+
+
+def _blocks_of_rows(cells: Array) -> tuple[Array, Array]:
+    """Returns the indices of the cells that are set, in blocks, and how many blocks they fill."""
+    block = min(_BLOCK, max(64, cells.size // 4))
+    capacity = -(-cells.size // block) * block
+    rows = jnp.flatnonzero(cells, size=capacity, fill_value=cells.size)
+    return rows.reshape(-1, block), -(-cells.sum() // block)
+
+
+def _take(cells: Array, rows: Array) -> Array:
+    return cells.at[rows].get(mode="fill", fill_value=0, indices_are_sorted=True)
 
 
 def _fire(key, t, index, settings, state):
@@ -334,10 +431,12 @@ def _in_window(nca, function: Callable, state: Array, *grids: Array):
             rest = grid.shape[2:]
             return jax.lax.dynamic_slice(grid, (*corner, *(0 for _ in rest)), (*shape, *rest))
 
-        result = function(*map(cut, grids))
-        window, *rest = result if isinstance(result, tuple) else (result,)
-        grid = jax.lax.dynamic_update_slice(jnp.zeros_like(state), window, (*corner, 0))
-        return (grid, *rest) if rest else grid
+        windows, rest = function(*map(cut, grids))
+        return tuple(map(functools.partial(put, corner), windows)), rest
+
+    def put(corner, window):
+        grid = jnp.zeros((height, width, *window.shape[2:]), window.dtype)
+        return jax.lax.dynamic_update_slice(grid, window, (*corner, *(0 for _ in grid.shape[2:])))
 
     heights, widths = np.array(shapes).T
     smallest = jnp.argmax((heights >= rows) & (widths >= columns))
