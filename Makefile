@@ -5,8 +5,9 @@ EMOJI ?= 🦎
 REGIME ?= persistent
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH_READY := .venv-bench/.ready
 
-.PHONY: grow test play lab clean
+.PHONY: grow test play lab bench clean
 
 grow: $(READY)
 	NCA_PRESET=laptop NCA_EMOJI="$(EMOJI)" NCA_REGIME=$(REGIME) $(BIN)/python scripts/execute_notebook.py \
@@ -23,6 +24,10 @@ play: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
+bench: $(BENCH_READY)
+	.venv-bench/bin/python benchmarks/speed.py
+	.venv-bench/bin/python benchmarks/growth.py
+
 $(READY): requirements.txt pyproject.toml .ci/constraints-latest.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -30,5 +35,11 @@ $(READY): requirements.txt pyproject.toml .ci/constraints-latest.txt
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints-latest.txt --editable '.[test]'
 	@touch $@
 
+$(BENCH_READY): requirements.txt benchmarks/requirements.txt .ci/constraints-latest.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint .ci/constraints-latest.txt \
+		--requirement benchmarks/requirements.txt --editable .
+	@touch $@
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-bench out

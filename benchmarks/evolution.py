@@ -18,9 +18,7 @@ Experiments:
         (evolution_survival.csv); needs what the scorecard leaves in out/evolution.
 """
 
-import contextlib
 import csv
-import io
 import math
 import os
 import platform
@@ -35,18 +33,17 @@ os.environ |= {"NCA_PRESET": "laptop", "NCA_EMOJI": "🦎"}
 
 import jax
 import jax.numpy as jnp
-import nbformat
 import numpy as np
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from notebook_cells import run_cells
 
 import nca_helpers
 from nca_helpers import PGPE, clipup, halve, hole, robustness
 from nca_helpers.video import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "02_growing_with_pgpe.ipynb"
 TABLE = ROOT / "nca_helpers" / "data" / "evolution.csv"
 SURVIVAL = TABLE.with_name("evolution_survival.csv")
 CENTRES = ROOT / "out" / "evolution"
@@ -114,24 +111,6 @@ PROBLEMS = {
 }
 
 
-def notebook_names(**changes: Any) -> dict[str, Any]:
-    """Runs notebook 02's cells up to the solver's and returns the names they define.
-
-    Args:
-        **changes: What the configuration should say instead.
-    """
-    names: dict[str, Any] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code" and cell.id not in ("install", "evojax"):
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(cell.source, names)
-        if cell.id == "config":
-            names["config"] |= changes
-        if cell.id == "held-out":
-            return names
-    raise LookupError(f"{NOTEBOOK.name} has no cell with the id held-out")
-
-
 def evojax_adam(
     learning_rate: float | optax.Schedule, count_divisor: int = 1_000
 ) -> optax.GradientTransformation:
@@ -161,7 +140,12 @@ class Problem:
 
     def __init__(self, **changes: Any):
         """Takes the notebook's configuration, with changes."""
-        self.names = notebook_names(**changes)
+        self.names = run_cells(
+            "02_growing_with_pgpe.ipynb",
+            last="held-out",
+            after={"config": lambda names: names["config"].update(changes)},
+            without=("evojax",),
+        )
         self.cells = math.prod(self.names["first"].shape[:2])
         self.steps = self.names["loss_steps"][-1]
         self.empty_loss = float(self.names["pixel_loss"](0 * self.names["first"]))

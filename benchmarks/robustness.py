@@ -15,9 +15,9 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
-import jax.numpy as jnp  # noqa: E402
+import jax.numpy as jnp
 
-from nca_helpers import (  # noqa: E402
+from nca_helpers import (
     bundled,
     circle,
     halve,
@@ -27,7 +27,7 @@ from nca_helpers import (  # noqa: E402
     pretrained_meta,
     robustness,
 )
-from nca_helpers.damage import SIDES  # noqa: E402
+from nca_helpers.damage import SIDES
 
 EMOJI = "🦎"
 TABLE = Path(__file__).parent.parent / "nca_helpers" / "data" / "robustness.csv"

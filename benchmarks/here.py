@@ -1,0 +1,136 @@
+"""The work as this project does it: the cells of notebooks 01 and 02, and `rollout`."""
+
+import os
+
+os.environ |= {"NCA_PRESET": "paper", "NCA_EMOJI": "🦎", "NCA_REGIME": "persistent"}
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from notebook_cells import run_cells
+
+jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+from nca_helpers import NCA, rollout
+
+CHECK_KEY = 5
+
+
+def to_nca(weights: dict) -> NCA:
+    """Returns an automaton with weights in the layout of the checkpoints."""
+    nca = NCA(rngs=nnx.Rngs(0))
+    for layer in ("hidden", "update"):
+        for kind in ("kernel", "bias"):
+            getattr(getattr(nca, layer), kind)[...] = jnp.asarray(weights[f"{layer}/{kind}"])
+    return nca
+
+
+def masks(num_steps: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the fire masks, (num_steps, batch, height, width), that `check` draws."""
+
+    def mask(t, sample):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(CHECK_KEY), t), sample)
+        return jax.random.bernoulli(key, 0.5, shape[1:])
+
+    steps, samples = jnp.arange(num_steps), jnp.arange(shape[0])
+    return np.asarray(jax.vmap(lambda t: jax.vmap(lambda i: mask(t, i))(samples))(steps))
+
+
+def check(problem: dict) -> dict[str, np.ndarray]:
+    """Returns the states after some steps, and the gradient of their loss."""
+    states, num_steps = jnp.asarray(problem["states"]), len(problem["masks"])
+
+    @nnx.jit
+    def loss(nca):
+        after = rollout(nca, states, jax.random.key(CHECK_KEY), num_steps)
+        return jnp.mean(jnp.square(after[..., :4] - problem["target"])), after
+
+    gradient, after = nnx.grad(loss, has_aux=True)(to_nca(problem))
+    arrays = {"states": after}
+    for layer in ("hidden", "update"):
+        for kind in ("kernel", "bias"):
+            arrays[f"{layer}/{kind}"] = gradient[layer][kind][...]
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def train(problem: dict, preset: str = "paper") -> Callable:
+    """Notebook 01's train step, with this problem's weights and states."""
+
+    def set_config(names):
+        shortest, longest = map(int, problem["lengths"])
+        size = dict(batch_size=int(problem["batch_size"]), pool_size=len(problem["states"]))
+        names["config"] = names["presets"][preset] | dict(steps=(shortest, longest), **size)
+
+    def set_weights(names):
+        names["nca"] = to_nca(problem)
+
+    def set_first(names):
+        names["first"] = jnp.asarray(problem["first"])
+
+    def set_target(names):
+        names["target"] = jnp.asarray(problem["target"])
+
+    after = {
+        "config": set_config,
+        "target": set_target,
+        "state": set_first,
+        "model": set_weights,
+    }
+    names = run_cells("01_growing_with_gradients.ipynb", "train-step", after)
+    pool, train_step = np.array(problem["states"]), names["train_step"]
+    nca, optimizer = names["nca"], names["optimizer"]
+    steps = itertools.count()
+
+    def once():
+        step = next(steps)
+        random = np.random.default_rng((0, step))
+        chosen = random.choice(len(pool), names["config"]["batch_size"], replace=False)
+        key = jax.random.fold_in(jax.random.key(0), step)
+        loss, _, after = train_step(nca, optimizer, pool[chosen], key)
+        pool[chosen] = after
+        return float(loss)
+
+    return once
+
+
+def race(problem: dict) -> Callable:
+    """Notebook 01's train step at its preset `laptop`."""
+    return train(problem, "laptop")
+
+
+def generation(problem: dict) -> Callable:
+    """Notebook 02's generation, with the stdev of the EvoJAX notebook."""
+    size = int(problem["population_size"])
+
+    def set_config(names):
+        names["config"] |= dict(population_size=size, generations_per_dispatch=1)
+
+    def set_first(names):
+        names["first"] = jnp.asarray(problem["first"])
+        names["target"] = jnp.asarray(problem["target"])
+
+    def set_weights(names):
+        names["graph"], names["weights"] = nnx.split(to_nca(problem))
+
+    after = {"config": set_config, "target": set_first, "model": set_weights}
+    names = run_cells("02_growing_with_pgpe.ipynb", "generations", after, without=("evojax",))
+    evolve = names["make_evolve"](names["pgpe"])
+    state = names["pgpe"].init(names["centre"], jax.random.key(0), init_stdev=0.008)
+
+    def once():
+        nonlocal state
+        state, _ = evolve(state)
+        state.centre.block_until_ready()
+
+    return once
+
+
+def inference(problem: dict) -> Callable:
+    """A rollout without a gradient."""
+    nca, states = to_nca(problem), jnp.asarray(problem["states"])
+    num_steps = int(problem["num_steps"])
+    return lambda: rollout(nca, states, jax.random.key(0), num_steps).block_until_ready()

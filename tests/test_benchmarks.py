@@ -1,0 +1,83 @@
+"""The benchmarks measure equal work, and the README says what they measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nca_helpers import NCA, seed_state
+from nca_helpers.checkpoint import pretrained
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def lively(rngs=0) -> NCA:
+    nca = NCA(rngs=nnx.Rngs(rngs))
+    nca.update.kernel[...] = 0.05 * jax.random.normal(jax.random.key(1), (128, 16))
+    nca.update.bias[...] = 0.01 * jax.random.normal(jax.random.key(2), (16,))
+    return nca
+
+
+def test_the_pallas_kernel_takes_the_same_steps():
+    from pallas_rollout import pallas_rollout
+
+    nca = lively()
+    states = jnp.stack([seed_state(9, 11), jax.random.uniform(jax.random.key(3), (9, 11, 16))])
+    fire = jax.random.bernoulli(jax.random.key(4), 0.5, (2, 6, 9, 11))
+    expected = states
+    for t in range(6):
+        expected = nca.step(expected, fire[:, t])
+    found = pallas_rollout(nca, states, fire.astype(jnp.float32), interpret=True)
+    assert jnp.abs(expected - states).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_evojax_formulation_takes_the_same_steps():
+    import with_evojax
+
+    nca, states = pretrained("🦎", "growing"), jnp.stack([seed_state(12, 12)] * 2)
+    fire = jax.random.bernoulli(jax.random.key(4), 0.5, (6, 2, 12, 12))
+    weights = {
+        f"{layer}/{kind}": np.asarray(getattr(getattr(nca, layer), kind)[...])
+        for layer in ("hidden", "update")
+        for kind in ("kernel", "bias")
+    }
+    found = with_evojax.check(weights | {"states": np.asarray(states), "masks": np.asarray(fire)})
+    expected = states
+    for mask in fire:
+        expected = nca.step(expected, mask)
+    np.testing.assert_allclose(found["states"], expected, atol=1e-5)
+
+
+def test_an_unknown_workload_is_refused_and_the_known_are_listed():
+    command = [sys.executable, BENCHMARKS / "speed.py", "train_fast"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "train_fast" in found.stderr and "train_alive" in found.stderr
+
+
+def test_the_readme_quotes_the_measured_ratios():
+    results = json.loads((BENCHMARKS / "speed.json").read_text(encoding="utf-8"))["cpu"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def quoted(row):
+        if row is None:
+            return "–"
+        return f"{row['ratio']:.1f}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
+
+    assert len(results) == 10
+    for entry in results.values():
+        rows = map(entry["contestants"].get, ("with_cax", "with_evojax", "with_torch"))
+        assert f"| {entry['title']} | {' | '.join(map(quoted, rows))} |" in readme
