@@ -33,8 +33,8 @@ HALVES = '''def wound(states, key):
     return jnp.stack(halves + [circles] * len(halves))[choice, jnp.arange(len(states))]'''
 
 MODELS = {
-    ("🦎", "growing"): {"config": LARGE.format(2_000)},
-    ("🦎", "persistent"): {"config": LARGE.format(2_000)},
+    ("🦎", "growing"): {"config": LARGE.format(1_600)},
+    ("🦎", "persistent"): {"config": LARGE.format(1_600)},
     ("🦎", "regenerating"): {"config": LARGE.format(3_000), "prepare": HALVES},
     ("🦎", "evolved"): {},
     ("🦋", "persistent"): {},
