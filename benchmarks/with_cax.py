@@ -105,7 +105,7 @@ def train(problem: dict) -> Callable:
             lambda system, state: system(state, num_steps=int(longest), sow=True), in_axes=(axes, 0)
         )
         nnx.split_rngs(splits=batch_size)(run)(system, states)
-        trajectories = nnx.pop(system, nnx.Intermediate).state[...][0]
+        (trajectories,) = nnx.pop(system, nnx.Intermediate).state.get_value()
         ends = jax.random.randint(key, (batch_size,), shortest - 1, longest)
         states = trajectories[jnp.arange(batch_size), ends]
         return mse(states), states
