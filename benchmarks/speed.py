@@ -36,7 +36,7 @@ RESULTS = FOLDER / "speed.json"
 FIGURE = FOLDER / "speed.png"
 
 CHECK_STEPS = 8
-ROUNDS, RACES = 5, 5
+ROUNDS, RACES = 5, 3
 
 # name: (title, task, contestants, CA steps of one repeat, rounds)
 WORKLOADS = {
@@ -200,6 +200,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         for _ in range(1 if contestant.name == "with_cax" else 2):
             contestant.tell("run")
         first_memory[contestant.name] = contestant.tell("settle")["memory"]
+        contestant.tell("run")
     seconds: dict[str, list[float]] = {rival: [] for rival in names}
     for _ in range(rounds):
         for contestant in contestants:

@@ -244,7 +244,9 @@ def _run_forward(graph, capacity, num_devices, weights, states, key, lengths, se
                     trajectory,
                     (state, jnp.stack([fire, alive])),
                 )
-            return jnp.where(t < length, following, state), trajectory
+            # One at a time each sample takes its own number of steps, no more.
+            over = False if _one_at_a_time() else t >= length
+            return _unless(over, following, state), trajectory
 
         # One array for both masks: beside two, XLA copies the trajectory in every step.
         masks = jnp.zeros((capacity, 2, *state.shape[:2]), bool)
@@ -276,9 +278,9 @@ def _run_backward(graph, capacity, num_devices, residuals, cotangents):
                 lambda steps: jax.lax.dynamic_index_in_dim(steps, t, 0, keepdims=False), trajectory
             )
             (preceding,), shares = _in_window(nca, pull_back, state, fire, alive, cotangent)
-            taken = t < length
-            sums = jax.tree.map(lambda total, share: total + taken * share, sums, shares)
-            return jnp.where(taken, preceding, cotangent), sums
+            over = False if _one_at_a_time() else t >= length
+            sums = jax.tree.map(lambda sum, share: _unless(over, sum + share, sum), sums, shares)
+            return _unless(over, preceding, cotangent), sums
 
         sums = jax.tree.map(jnp.zeros_like, [weights, settings])
         return jax.lax.fori_loop(0, steps, retreat, (cotangent, sums))
@@ -400,7 +402,7 @@ def _for_each_sample(function: Callable, samples, shared, num_devices: int):
         return jax.vmap(function, (0, None))(samples, shared)
     # A vmap from outside, over a population say, must not batch the loop either.
     mapped = jax.vmap(jax.custom_batching.sequential_vmap(function), (0, None))
-    count = math.gcd(len(samples[0]), num_devices)
+    count = math.gcd(len(jax.tree.leaves(samples)[0]), num_devices)
     if count == 1 or jax.sharding.get_abstract_mesh().manual_axes:
         return mapped(samples, shared)
     mesh = Mesh(jax.local_devices()[:count], ("device",))
@@ -412,17 +414,17 @@ def _for_each_sample(function: Callable, samples, shared, num_devices: int):
 def _in_window(nca, function: Callable, state: Array, *grids: Array):
     """Calls `function` on the smallest window of its arguments that holds all that lives.
 
-    Exact: a step empties every cell outside the living mask. A cell right beside the mask can
-    still mature and so keep a neighbour alive, and it sees one cell further: a margin of two
-    cells decides all. The first result is put back into an empty grid.
+    Exact: a step empties every cell that has no mature cell beside it. A cell two away from a
+    mature one can still mature itself and so keep a neighbour alive, and it sees one cell further:
+    a margin of three cells decides all. The grids that come back are put into empty ones.
     """
     if not _one_at_a_time():
         return function(state, *grids)
     height, width, _ = state.shape
     shapes = sorted({(-(-height * k // 12), -(-width * k // 12)) for k in _WINDOW_TWELFTHS})
-    alive = living_mask(state, nca.alive_threshold)
-    top, rows = _extent(alive.any(1))
-    left, columns = _extent(alive.any(0))
+    mature = state[..., 3] > nca.alive_threshold
+    top, rows = _extent(mature.any(1))
+    left, columns = _extent(mature.any(0))
 
     def in_window(shape, *grids):
         corner = jnp.minimum(top, height - shape[0]), jnp.minimum(left, width - shape[1])
@@ -444,9 +446,13 @@ def _in_window(nca, function: Callable, state: Array, *grids: Array):
     return jax.lax.switch(smallest, branches, state, *grids)
 
 
-def _extent(alive: Array) -> tuple[Array, Array]:
-    """Returns the first index and the length of what lives, with a margin of two cells."""
-    size = len(alive)
-    first = jnp.maximum(jnp.argmax(alive) - 2, 0)
-    end = jnp.minimum(size - jnp.argmax(alive[::-1]) + 2, size)
-    return first, jnp.where(alive.any(), end - first, 0)
+def _extent(mature: Array) -> tuple[Array, Array]:
+    """Returns the first index and the length of what is mature, with a margin of three cells."""
+    size = len(mature)
+    first = jnp.maximum(jnp.argmax(mature) - 3, 0)
+    end = jnp.minimum(size - jnp.argmax(mature[::-1]) + 3, size)
+    return first, jnp.where(mature.any(), end - first, 0)
+
+
+def _unless(over: bool | Array, new: Array, old: Array) -> Array:
+    return new if over is False else jnp.where(over, old, new)

@@ -17,11 +17,12 @@ from jax.flatten_util import ravel_pytree
 from nca_helpers.model import NCA
 from nca_helpers.rollout import rollout, rollout_frames
 
-CHANNELS, HIDDEN = 5, 7
+CHANNELS, HIDDEN = 5, 64  # So wide that a CPU runs the network only where it has to.
+SCALE = 0.1  # Of the weights: what lives neither dies out nor fills the grid at once.
 GRID = (7, 6, CHANNELS)
 WIDE_GRID = (26, 23, CHANNELS)  # where a rollout may leave out what is empty
 KEY = np.array([0, 3], np.uint32)
-WEIGHTS = reference.random_weights(CHANNELS, HIDDEN, seed=0, scale=0.25)
+WEIGHTS = reference.random_weights(CHANNELS, HIDDEN, seed=0, scale=SCALE)
 OPTIONS = {"angle": 0.4, "step_size": 0.9}
 STEPS, MAX_STEPS = 4, 6
 COUNTS = np.array([4, 0, 6])
@@ -411,7 +412,7 @@ def test_gradient_through_frames():
 def test_vmap_over_a_population():
     vectors, keys, state = [], jax.random.split(jax.random.key(0), 3), make_state()
     for seed in range(3):
-        weights = reference.random_weights(CHANNELS, HIDDEN, seed, scale=0.25)
+        weights = reference.random_weights(CHANNELS, HIDDEN, seed, scale=SCALE)
         graph, params = nnx.split(make_nca(weights))
         vector, unravel = ravel_pytree(params)
         vectors.append(vector)
@@ -457,6 +458,22 @@ def test_training_inside_scan():
     assert_trees_near(learnt, params)
 
 
+def test_a_narrow_network_runs_for_all_cells():
+    weights = reference.random_weights(CHANNELS, 7, seed=0, scale=0.25)
+    nca = reference.set_weights(NCA(channels=CHANNELS, hidden=7, rngs=nnx.Rngs(0)), weights)
+    graph, params = nnx.split(nca)
+    state, target = make_state(2), make_target((2, *GRID))
+
+    def loss(params, state, run):
+        last = run(nnx.merge(graph, params), state, key=KEY, **OPTIONS)
+        return ((last - target) ** 2).mean()
+
+    found, expected = (
+        jax.grad(loss, argnums=(0, 1))(params, state, run) for run in (rolled(STEPS), looped(STEPS))
+    )
+    assert_trees_near(found, expected)
+
+
 def test_what_an_accelerator_runs(monkeypatch):
     """It may differ from what a CPU runs, but a CPU can run it."""
     state, asked = make_state(3, 2), []
@@ -479,6 +496,8 @@ assert jax.device_count() == 2
 state = here.make_state(3, 2)
 gradients = here.gradients_of(here.rolled(here.COUNTS), state)
 np.savez("gradients.npz", *jax.tree.leaves(gradients))
+lone = here.gradients_of(here.rolled(here.STEPS), here.make_state(1))
+np.savez("lone.npz", *jax.tree.leaves(lone))
 for device in jax.devices():
     there = jax.device_put(state, device)
     here.rollout(here.make_nca(), there, here.KEY, here.COUNTS)  # wherever the state lives
@@ -500,6 +519,9 @@ def test_two_devices_share_a_batch(tmp_path):
     assert ran.returncode == 0, ran.stderr
     with np.load(tmp_path / "gradients.npz") as gradients:
         expected = gradients_of(looped(COUNTS), make_state(3, 2))
+        assert_trees_near(list(gradients.values()), expected)
+    with np.load(tmp_path / "lone.npz") as gradients:
+        expected = gradients_of(looped(STEPS), make_state(1))
         assert_trees_near(list(gradients.values()), expected)
 
 
