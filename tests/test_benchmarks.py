@@ -77,7 +77,7 @@ def test_the_readme_quotes_the_measured_ratios():
             return "–"
         return f"{row['ratio']:.1f}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
 
-    assert len(results) == 10
+    assert results
     for entry in results.values():
         rows = map(entry["contestants"].get, ("with_cax", "with_evojax", "with_torch"))
         assert f"| {entry['title']} | {' | '.join(map(quoted, rows))} |" in readme
