@@ -23,6 +23,7 @@ def evolution():
         # It chooses the notebook's preset for its whole process.
         patch.setenv("NCA_PRESET", "laptop")
         patch.setenv("NCA_EMOJI", "🦎")
+        patch.syspath_prepend(str(BENCHMARKS))
         spec = importlib.util.spec_from_file_location("evolution", BENCHMARKS / "evolution.py")
         module = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, "evolution", module)
