@@ -753,7 +753,7 @@ def test_a_wounded_lizard_grows_back(open_page):
     page.evaluate("player.step(200)")
     whole = loss()
     middle = stats(page)["size"] // 2
-    slide(page, "Brush size", 4)
+    slide(page, "Brush size", 7)
     page.mouse.move(*point(page, middle + 2, middle + 4))
     page.mouse.down()
     page.mouse.move(*point(page, middle + 6, middle + 4))
