@@ -42,39 +42,66 @@ ROUNDS, RACES = 5, 1
 WORKLOADS = {
     "train_alive": (
         "train step, every cell alive",
-        ("train", ("here", "with_torch", "with_cax", "floor"), 16, ROUNDS),
+        "train",
+        ("here", "with_torch", "with_cax", "floor"),
+        16,
+        ROUNDS,
     ),
     "train_grown": (
         "train step, grown lizards",
-        ("train", ("here", "with_torch", "with_cax", "floor"), 16, ROUNDS),
+        "train",
+        ("here", "with_torch", "with_cax", "floor"),
+        16,
+        ROUNDS,
     ),
     "train_full": (
         "train step of full length, grown lizards",
-        ("train", ("here", "with_torch", "with_cax"), 128, 1),
+        "train",
+        ("here", "with_torch", "with_cax"),
+        128,
+        1,
     ),
     "generation_alive_16": (
         "16 candidates, every cell alive",
-        ("generation", ("here", "with_evojax", "with_cax", "floor"), 90, ROUNDS),
+        "generation",
+        ("here", "with_evojax", "with_cax", "floor"),
+        90,
+        ROUNDS,
     ),
     "generation_seed_16": (
         "16 candidates, from a seed",
-        ("generation", ("here", "with_evojax", "with_cax", "floor"), 90, ROUNDS),
+        "generation",
+        ("here", "with_evojax", "with_cax", "floor"),
+        90,
+        ROUNDS,
     ),
     "generation_alive_128": (
         "128 candidates, every cell alive",
-        ("generation", ("here", "with_evojax", "floor"), 90, ROUNDS),
+        "generation",
+        ("here", "with_evojax", "floor"),
+        90,
+        ROUNDS,
     ),
     "generation_seed_128": (
         "128 candidates, from a seed",
-        ("generation", ("here", "with_evojax", "floor"), 90, ROUNDS),
+        "generation",
+        ("here", "with_evojax", "floor"),
+        90,
+        ROUNDS,
     ),
     "inference_one": (
         "inference, one lizard, 72²",
-        ("inference", ("here", "with_torch", "with_cax"), 128, ROUNDS),
+        "inference",
+        ("here", "with_torch", "with_cax"),
+        128,
+        ROUNDS,
     ),
     "inference_many": (
         "inference, 49 lizards, 512²",
-        ("inference", ("here", "with_torch", "with_cax"), 16, ROUNDS),
+        "inference",
+        ("here", "with_torch", "with_cax"),
+        16,
+        ROUNDS,
     ),
 }
 NAMES = {
@@ -124,7 +151,7 @@ def problem(name: str) -> dict[str, Any]:
         rows = states[np.arange(49) % 16].reshape(7, 7, side, side, 16).swapaxes(1, 2)
         states = jnp.pad(rows.reshape(1, 7 * side, 7 * side, 16), ((0, 0), (4, 4), (4, 4), (0, 0)))
         target = jnp.zeros((*states.shape[1:3], 4))  # Only for the check.
-    _, (_, _, num_steps, _) = WORKLOADS[name]
+    *_, num_steps, _ = WORKLOADS[name]
     # A train step of full length ends after a random 65 to 128 steps, as in CAX's notebook.
     lengths = (65, 128) if name == "train_full" else (num_steps, num_steps)
     arrays = dict(
@@ -183,7 +210,7 @@ def check(contestants: list[Contestant], given: dict[str, Any], folder: Path) ->
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """Runs one workload and returns its entry in the results."""
-    title, (task, names, num_steps, rounds) = WORKLOADS[name]
+    title, task, names, num_steps, rounds = WORKLOADS[name]
     given = problem(name)
     path, few = folder / f"{name}.npz", folder / f"{name}_check.npz"
     np.savez(path, **given)

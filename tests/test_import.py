@@ -5,6 +5,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,12 @@ def test_a_module_imports_only_what_stands_above_it(module):
 
 def test_the_package_has_no_subpackages():
     assert not [module.name for module in pkgutil.iter_modules([str(PACKAGE)]) if module.ispkg]
+
+
+def test_what_is_installed_has_every_file_of_the_package():
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["nca_helpers"]
+    packed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    files = {path for path in PACKAGE.rglob("*") if path.is_file()}
+    code = {path for path in files if path.suffix in (".py", ".pyc")}
+    assert files - code == packed
