@@ -15,7 +15,7 @@ from nca_helpers.emoji import emoji_name, load_emoji, load_image
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, clipup, pair_keys
 from nca_helpers.player import player_html, save_player, show_player
-from nca_helpers.population import population_fitness
+from nca_helpers.population import population_fitness, spread_generation
 from nca_helpers.rollout import rollout, rollout_frames
 from nca_helpers.video import Progress, plot_loss, save_video, show_video, tile, to_rgb
 
@@ -53,6 +53,7 @@ __all__ = [
     "seed_state",
     "show_player",
     "show_video",
+    "spread_generation",
     "tile",
     "to_rgb",
 ]

@@ -314,13 +314,22 @@ def _checksums(content: dict[str, Any]) -> np.ndarray:
 
 def _orbax(method: str, *arguments: Any) -> Any:
     """Calls a method of orbax's checkpointer without its log, away from a notebook's event loop."""
-    from orbax.checkpoint import PyTreeCheckpointer
+    import orbax.checkpoint as ocp
 
+    # A process saves for itself: it does not wait for the others of a cluster.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     try:
-        with PyTreeCheckpointer() as checkpointer, ThreadPoolExecutor(1) as thread:
+        with (
+            ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+            ThreadPoolExecutor(1) as thread,
+        ):
             return thread.submit(getattr(checkpointer, method), *arguments).result()
     finally:
         log.setLevel(level)

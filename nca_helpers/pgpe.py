@@ -196,6 +196,28 @@ class PGPE:
 
         return jax.vmap(draw)(keys).reshape(-1, num_params).astype(jnp.float32)
 
+    def gradients(
+        self, state: PGPEState, scores: jax.Array, pairs: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What some pairs add to the gradients that `tell` climbs: summed over all, they are those.
+
+        Args:
+            state: the one that `ask` was given.
+            scores: of the whole population, as `scores` returns them.
+            pairs: indices of the pairs, (p,): one device's share. Others add zeros.
+
+        Returns:
+            The shares in the gradients of the centre and of the stdev, each (n,).
+        """
+        plus, minus = scores.reshape(-1, 2).T
+        is_pair = pairs < len(plus)
+        pull = jnp.where(is_pair, (plus - minus)[pairs] / 2, 0.0)
+        spread = jnp.where(is_pair, (plus + minus)[pairs] / 2 - scores.mean(), 0.0)
+        noise = self.noise(state, pairs)
+        centre_gradient = pull @ noise
+        stdev_gradient = spread @ (noise**2 - state.stdev**2) / state.stdev
+        return centre_gradient / len(plus), stdev_gradient / len(plus)
+
     def step(
         self, state: PGPEState, centre_gradient: jax.Array, stdev_gradient: jax.Array
     ) -> PGPEState:

@@ -177,6 +177,27 @@ def test_a_share_of_the_pairs_is_that_share_of_the_population():
     np.testing.assert_allclose(pgpe.noise(state, [3]), pgpe.noise(state)[3:4], rtol=1e-6)
 
 
+@pytest.mark.parametrize("ranking", [True, False])
+def test_shares_of_the_gradients_add_up_to_those_of_float64(ranking):
+    pgpe = make_pgpe(ranking=ranking)
+    state = start(pgpe, init_stdev=np.linspace(0.05, 0.3, START.size))
+    fitness = np.random.default_rng(0).normal(size=16)
+    scores = pgpe.scores(fitness)
+    shares = [pgpe.gradients(state, scores, jnp.arange(i, i + 3)) for i in (0, 3, 6)]  # 8 is none
+
+    noise, stdev = noise_of(pgpe.ask(state)), np.asarray(state.stdev, np.float64)
+    plus, minus = reference_scores(fitness, ranking).reshape(8, 2).T
+    slope = np.mean((plus - minus)[:, None] / 2 * noise, axis=0)
+    surplus = (plus + minus) / 2 - (plus + minus).mean() / 2
+    height = np.mean(surplus[:, None] * (noise**2 - stdev**2) / stdev, axis=0)
+    for found, expected in zip(np.sum(shares, axis=0), (slope, height), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        assert np.abs(expected).max() > 1e-3
+    told = pgpe.step(state, *np.sum(shares, axis=0))
+    np.testing.assert_allclose(told.centre, pgpe.tell(state, fitness).centre, rtol=1e-5)
+    np.testing.assert_allclose(told.stdev, pgpe.tell(state, fitness).stdev, rtol=1e-5)
+
+
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_pair_keys_share_the_fire_mask_inside_a_pair_only(make_key):
     keys = pair_keys(make_key(7), 12)

@@ -25,7 +25,7 @@ from nca_helpers import population as population_module
 from nca_helpers.emoji import load_emoji
 from nca_helpers.model import NCA, seed_state
 from nca_helpers.pgpe import PGPE
-from nca_helpers.population import population_fitness
+from nca_helpers.population import population_fitness, spread_generation
 from nca_helpers.rollout import rollout
 
 NUM_PARAMS = 5
@@ -241,6 +241,49 @@ def test_what_is_no_mesh_is_refused(mesh):
     reference.refuses(lambda: call(mesh=mesh), "mesh must be a jax.sharding.Mesh", str(mesh))
 
 
+# A generation, each device its own pairs
+
+
+def both_ways(pgpe, state, fitness=simple_fitness, mesh=None):
+    scores = population_fitness(fitness, pgpe.ask(state), pgpe.keys(state), mesh)
+    return (pgpe.tell(state, scores), scores), spread_generation(pgpe, fitness, state, mesh)
+
+
+@pytest.mark.parametrize("ranking", [True, False])
+def test_a_spread_generation_is_ask_score_and_tell(ranking):
+    pgpe = PGPE(population_size=10, optimizer=optax.sgd(0.5), ranking=ranking)
+    state = pgpe.init(OPTIMUM + 0.3, jax.random.key(0), init_stdev=0.1)
+    for _ in range(3):
+        told, spread = jax.jit(functools.partial(both_ways, pgpe))(state)
+        for expected, found in zip(jax.tree.leaves(told), jax.tree.leaves(spread), strict=True):
+            np.testing.assert_allclose(found, expected, **TOLERANCE)
+        assert np.abs(told[0].centre - state.centre).max() > 1e-4
+        state = told[0]
+
+
+def test_a_failed_member_counts_as_the_worst_in_a_spread_generation():
+    def fitness(vector, key):
+        return jnp.where(vector[0] > 0, jnp.nan, simple_fitness(vector, key))
+
+    pgpe = PGPE(population_size=16, optimizer=optax.sgd(0.5))
+    state = pgpe.init(jnp.zeros(NUM_PARAMS), jax.random.key(0), init_stdev=0.1)
+    told, spread = both_ways(pgpe, state, fitness)
+    assert np.isnan(spread[1]).sum() == np.isnan(told[1]).sum() > 0
+    np.testing.assert_allclose(spread[0].centre, told[0].centre, **TOLERANCE)
+    assert np.isfinite(spread[0].centre).all()
+
+
+def test_bad_input_of_a_spread_generation_is_refused():
+    pgpe = make_pgpe(4)
+    state = start(pgpe, OPTIMUM)
+    reference.refuses(
+        lambda: spread_generation(pgpe, simple_fitness, state, "all"), "mesh must be", "'all'"
+    )
+    reference.refuses(
+        lambda: spread_generation(pgpe, lambda vector, key: vector, state), "fitness must return"
+    )
+
+
 # Many devices: eight emulated ones, in one process that runs `on_eight_devices`
 
 
@@ -325,6 +368,25 @@ def run_on_every_count() -> tuple[dict, dict]:
     return centres, traffic
 
 
+def spread_on_every_mesh() -> tuple[dict, dict]:
+    """The same run with the gradients exchanged, and a generation whose pairs do not divide."""
+    centres, traffic = {}, {}
+    for name in ("1", "2", "4", "8", "2 × 4"):
+        for size in (16, 10):
+            pgpe, mesh = make_pgpe(size), make_mesh(name)
+            spread = functools.partial(spread_generation, pgpe, rollout_fitness(), mesh=mesh)
+            run = jax.jit(
+                lambda state, spread=spread: jax.lax.scan(
+                    lambda state, _: spread(state), state, length=GENERATIONS
+                )
+            )
+            state = start(pgpe, make_nca()[1])
+            compiled = run.lower(state).compile()
+            traffic[f"{name} {size}"] = collectives(compiled)
+            centres[f"{name} {size}"] = compiled(state)[0].centre
+    return centres, traffic
+
+
 def traffic_of_a_generation() -> dict:
     pgpe, mesh, found = make_pgpe(16), make_mesh("8"), {}
     state = start(pgpe, OPTIMUM)
@@ -379,17 +441,20 @@ def on_eight_devices(folder: str) -> None:
     }
     scores, programs = score_on_every_mesh()
     centres, traffic_of_runs = run_on_every_count()
+    spread, traffic_of_spread = spread_on_every_mesh()
     seen = {
         "by default": [by_default.is_fully_replicated, len(by_default.sharding.device_set)],
         "traffic inside": collectives(grow),
         "traffic of runs": traffic_of_runs,
+        "traffic of spread": traffic_of_spread,
         "traffic": traffic_of_a_generation(),
         "programs": programs,
         "must be seen": traffic_that_must_be_seen(),
     }
     Path(folder, "seen.json").write_text(json.dumps(seen), encoding="utf-8")
     scores["by default"] = by_default
-    for name, found in {"scores": scores, "centres": centres, "inside": inside}.items():
+    arrays = {"scores": scores, "centres": centres, "spread": spread, "inside": inside}
+    for name, found in arrays.items():
         np.savez(Path(folder, f"{name}.npz"), **found)
 
 
@@ -448,9 +513,9 @@ def test_every_device_that_exists_is_used_and_has_all_scores(eight):
 
 
 @functools.cache
-def centre_of_a_plain_run() -> np.ndarray:
+def centre_of_a_plain_run(size: int = 16) -> np.ndarray:
     """The same run with each member scored by itself."""
-    pgpe = make_pgpe(16)
+    pgpe = make_pgpe(size)
     state = start(pgpe, make_nca()[1])
     for _ in range(GENERATIONS):
         scores = plain_loop(rollout_fitness(), pgpe.ask(state), pgpe.keys(state))
@@ -464,6 +529,24 @@ def test_evolution_does_not_depend_on_the_number_of_devices(eight, count):
     assert np.abs(centre - make_nca()[1]).max() > 0.1
     np.testing.assert_allclose(centre, eight["centres"]["1"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(centre, centre_of_a_plain_run(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 10])
+@pytest.mark.parametrize("name", ["1", "2", "4", "8", "2 × 4"])
+def test_neither_does_a_spread_generation(eight, name, size):
+    centre = eight["spread"][f"{name} {size}"]
+    np.testing.assert_allclose(centre, eight["spread"][f"1 {size}"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(centre, centre_of_a_plain_run(size), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 10])
+@pytest.mark.parametrize("name", ["1", "2", "4", "8", "2 × 4"])
+def test_fitness_and_two_gradients_cross_in_a_spread_generation(eight, name, size):
+    num_devices = NUM_DEVICES.get(name, 8)
+    members = 2 * num_devices * math.ceil(size / 2 / num_devices)
+    gradients = 2 * 4 * make_nca()[1].size
+    expected = [["all-gather", 4 * members], ["all-reduce", gradients]] if num_devices > 1 else []
+    assert eight["traffic of spread"][f"{name} {size}"] == expected
 
 
 def test_collectives_are_seen(eight):
