@@ -612,7 +612,7 @@ def test_a_full_disk_leaves_the_old_run(tmp_path):
 
 
 def test_an_interrupt_waits_until_the_run_is_whole(tmp_path, monkeypatch):
-    save = orbax.checkpoint.PyTreeCheckpointer.save
+    save = orbax.checkpoint.Checkpointer.save
 
     def interrupted(*arguments):
         time.sleep(0.2)
@@ -621,7 +621,7 @@ def test_an_interrupt_waits_until_the_run_is_whole(tmp_path, monkeypatch):
         save(*arguments)
 
     folder = save_run(tmp_path / "run", 1, step=1)
-    monkeypatch.setattr(orbax.checkpoint.PyTreeCheckpointer, "save", interrupted)
+    monkeypatch.setattr(orbax.checkpoint.Checkpointer, "save", interrupted)
     # A shell starts its background jobs, as CI may be, with the signal ignored.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
