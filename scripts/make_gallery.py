@@ -9,10 +9,12 @@ import sys
 
 from nca_helpers import bundled, pretrained, save_player
 
+FIRST = "🦎", "regenerating"  # What the page starts with should bear being drawn on.
+
 
 def main() -> None:
-    lizards_first = sorted(bundled(), key=lambda model: model[0] != "🦎")
-    models = {f"{emoji} {regime}": pretrained(emoji, regime) for emoji, regime in lizards_first}
+    ordered = sorted(bundled(), key=lambda model: (model != FIRST, model[0] != FIRST[0]))
+    models = {f"{emoji} {regime}": pretrained(emoji, regime) for emoji, regime in ordered}
     print(save_player(sys.argv[1], models))
 
 
