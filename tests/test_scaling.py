@@ -140,9 +140,15 @@ def test_a_killed_process_stops_the_others_and_the_run_goes_on(folder, alone, vi
     with Cluster(folder, run, 2, devices=2, generations=RUNNING) as cluster:
         cluster.wait_until_saved()
         cluster.processes[victim].send_signal(signal.SIGKILL)
-        assert cluster.processes[1 - victim].wait(60) == 1
-        assert f"process {1 - victim}: stops, another process is gone" in cluster.said(1 - victim)
-        assert "Start all of them again" in cluster.said(1 - victim)
+        code, said = cluster.processes[1 - victim].wait(60), cluster.said(1 - victim)
+        # Of a lost coordinator, which is process 0, JAX may hear before the sum does; it then ends
+        # the process by itself and says so.
+        if victim == 0 and code == -signal.SIGABRT:
+            assert "This most likely indicates that another task died" in said
+        else:
+            assert code == 1
+            assert f"process {1 - victim}: stops, another process is gone" in said
+            assert "Start all of them again" in said
 
     _, saved = centre_and_step(folder, run)
     later = GENERATIONS * (saved // GENERATIONS + 1)
