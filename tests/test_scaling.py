@@ -167,7 +167,7 @@ def test_a_process_that_hangs_ends_the_others(folder):
         cluster.wait_until_saved()
         cluster.processes[1].send_signal(signal.SIGSTOP)
         assert cluster.processes[0].wait(PATIENCE) != 0
-        assert re.search("heartbeat|another process is gone", cluster.said(), re.I)
+        assert re.search("heartbeat|another (process is gone|task died)", cluster.said(), re.I)
 
 
 def test_a_run_of_another_problem_is_refused(folder, alone):
