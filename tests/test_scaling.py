@@ -151,15 +151,17 @@ def test_a_killed_process_stops_the_others_and_the_run_goes_on(folder, alone, vi
             assert "Start all of them again" in said
 
     _, saved = centre_and_step(folder, run)
-    later = GENERATIONS * (saved // GENERATIONS + 1)
+    later = max(2 * GENERATIONS, GENERATIONS * (saved // GENERATIONS + 1))
     with Cluster(folder, run, 2, devices=2, generations=later) as cluster:
         assert f"begins after generation {saved}" in cluster.end().said()
-    with Cluster(folder, f"whole_{victim}", 1, devices=1, generations=later) as cluster:
-        cluster.end()
+    whole = f"whole_{later}"
+    if not (folder / whole).exists():  # Both victims, as a rule, need the same.
+        with Cluster(folder, whole, 1, devices=1, generations=later) as cluster:
+            cluster.end()
     centre, step = centre_and_step(folder, run)
     assert step == later
-    assert np.abs(centre - alone).max() > 1e-4 or later == GENERATIONS
-    np.testing.assert_allclose(centre, centre_and_step(folder, f"whole_{victim}")[0], atol=1e-5)
+    assert np.abs(centre - alone).max() > 1e-4
+    np.testing.assert_allclose(centre, centre_and_step(folder, whole)[0], atol=1e-5)
 
 
 def test_a_process_that_hangs_ends_the_others(folder):
@@ -200,7 +202,7 @@ names["np"].save(sys.argv[2], names["state"].centre)
 
 def test_notebook_02_runs_unchanged_on_any_number_of_devices(tmp_path):
     centres = []
-    for count in (1, 2, 8):
+    for count in (1, 8):
         path = tmp_path / f"{count}.npy"
         script = SAME_CELLS.format(benchmarks=str(ROOT / "benchmarks"))
         environment = {"NCA_PRESET": "quick", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
@@ -215,5 +217,4 @@ def test_notebook_02_runs_unchanged_on_any_number_of_devices(tmp_path):
         assert ran.returncode == 0, ran.stderr
         centres.append(np.load(path))
     assert np.abs(centres[0]).max() > 0
-    for centre in centres[1:]:
-        np.testing.assert_allclose(centre, centres[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(centres[1], centres[0], rtol=0, atol=1e-6)
