@@ -80,9 +80,8 @@ def spread_generation(
 
     The same generation as `pgpe.tell(state, population_fitness(fitness, pgpe.ask(state),
     pgpe.keys(state)))`, up to rounding. There each device draws the noise of all pairs and
-    receives the fitness, 4 bytes a member. Here it draws that of its own pairs, in
-    `population_size / devices` of the time and memory, and the sum of all devices' gradients
-    crosses as well, 8 bytes a parameter.
+    receives the fitness, 4 bytes a member. Here it draws that of its own pairs
+    alone, and the sum of all devices' gradients crosses as well, 8 bytes a parameter.
 
     Call it inside `jax.jit`, for outside it compiles on every call.
 
