@@ -93,12 +93,16 @@ def race(problem: dict) -> Callable:
         for weight in nca.parameters():
             weight.grad /= weight.grad.norm() + 1e-8
 
-    return train_step(problem, nca, optimizer, schedule, normalise)
+    return train_step(problem, nca, optimizer, schedule, normalise, goes_on=True)
 
 
-def train_step(problem, nca, optimizer, schedule, tame: Callable) -> Callable:
-    """Returns a function that trains once on a batch from the pool and returns the loss."""
+def train_step(problem, nca, optimizer, schedule, tame: Callable, goes_on=False) -> Callable:
+    """Returns a function that trains once on a batch from the pool and returns the loss.
+
+    What grew goes back into the pool if it `goes_on`, otherwise beside it (see `here.train`).
+    """
     pool, target, first = (to_torch(problem[name]) for name in ("states", "target", "first"))
+    results = pool if goes_on else pool.clone()
     shortest, longest = map(int, problem["lengths"])
     batch_size = int(problem["batch_size"])
 
@@ -122,7 +126,7 @@ def train_step(problem, nca, optimizer, schedule, tame: Callable) -> Callable:
         tame()
         optimizer.step()
         schedule.step()
-        pool[chosen] = ends.detach()
+        results[chosen] = ends.detach()
         return float(loss.detach())
 
     return once

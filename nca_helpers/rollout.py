@@ -228,44 +228,41 @@ def _run(graph, capacity, num_devices, weights, states, key, lengths, settings):
 def _run_forward(graph, capacity, num_devices, weights, states, key, lengths, settings):
     """Returns the last states, and for the backward pass the states before each step."""
 
-    def run(sample, shared):
+    def run(place, sample, kept, shared):
         index, state, length = sample
         weights, key, longest, settings = shared
         nca = nnx.merge(graph, weights)
         step = functools.partial(_step_and_pull_back(nca)[0], nca, settings)
 
         def advance(t, carry):
-            state, trajectory = carry
+            state, kept = carry
             fire = _fire(key, t, index, settings, state)
             (following, alive), _ = _in_window(nca, step, state, fire)
             if capacity:
-                trajectory = jax.tree.map(
-                    lambda steps, now: jax.lax.dynamic_update_index_in_dim(steps, now, t, 0),
-                    trajectory,
-                    (state, jnp.stack([fire, alive])),
-                )
+                kept = _write(kept, (place, t), (state, jnp.stack([fire, alive])))
             # One at a time each sample takes its own number of steps, no more.
             over = False if _one_at_a_time() else t >= length
-            return _unless(over, following, state), trajectory
+            return _unless(over, following, state), kept
 
-        # One array for both masks: beside two, XLA copies the trajectory in every step.
-        masks = jnp.zeros((capacity, 2, *state.shape[:2]), bool)
-        trajectory = jnp.zeros((capacity, *state.shape), state.dtype), masks
         steps = length if _one_at_a_time() else longest
-        return jax.lax.fori_loop(0, steps, advance, (state, trajectory))
+        return jax.lax.fori_loop(0, steps, advance, (state, kept))
 
-    samples = (jnp.arange(len(states)), states, lengths)
+    count, height, width, _ = states.shape
+    # One array for both masks: beside two, XLA copies what is kept in every step.
+    masks = jnp.zeros((count, capacity, 2, height, width), bool)
+    kept = jnp.zeros((count, capacity, *states.shape[1:]), states.dtype), masks
+    samples = (jnp.arange(count), states, lengths)
     shared = (weights, key, lengths.max(initial=0), settings)
-    states, trajectories = _for_each_sample(run, samples, shared, num_devices)
-    return states, (trajectories, lengths, shared)
+    states, kept = _for_each_sample(run, samples, kept, shared, num_devices)
+    return states, (kept, lengths, shared)
 
 
 def _run_backward(graph, capacity, num_devices, residuals, cotangents):
     """Replays the steps backwards and adds up each step's share of the gradient."""
-    trajectories, lengths, shared = residuals
+    kept, lengths, shared = residuals
 
-    def replay(sample, shared):
-        trajectory, length, cotangent = sample
+    def replay(place, sample, kept, shared):
+        length, cotangent = sample
         weights, _, longest, settings = shared
         nca = nnx.merge(graph, weights)
         pull_back = functools.partial(_step_and_pull_back(nca)[1], graph, weights, settings)
@@ -274,19 +271,17 @@ def _run_backward(graph, capacity, num_devices, residuals, cotangents):
         def retreat(i, carry):
             cotangent, sums = carry
             t = steps - 1 - i
-            state, (fire, alive) = jax.tree.map(
-                lambda steps: jax.lax.dynamic_index_in_dim(steps, t, 0, keepdims=False), trajectory
-            )
+            state, (fire, alive) = _read(kept, (place, t))
             (preceding,), shares = _in_window(nca, pull_back, state, fire, alive, cotangent)
             over = False if _one_at_a_time() else t >= length
             sums = jax.tree.map(lambda sum, share: _unless(over, sum + share, sum), sums, shares)
             return _unless(over, preceding, cotangent), sums
 
         sums = jax.tree.map(jnp.zeros_like, [weights, settings])
-        return jax.lax.fori_loop(0, steps, retreat, (cotangent, sums))
+        return jax.lax.fori_loop(0, steps, retreat, (cotangent, sums)), kept
 
-    samples = (trajectories, lengths, cotangents)
-    cotangents, sums = _for_each_sample(replay, samples, shared, num_devices)
+    samples = (lengths, cotangents)
+    (cotangents, sums), _ = _for_each_sample(replay, samples, kept, shared, num_devices)
     weights_cotangent, settings_cotangent = jax.tree.map(lambda share: share.sum(0), sums)
     return weights_cotangent, cotangents, None, None, settings_cotangent
 
@@ -396,19 +391,61 @@ def _one_at_a_time() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _for_each_sample(function: Callable, samples, shared, num_devices: int):
-    """Maps `function(sample, shared)` over the leading axis of `samples`."""
+def _for_each_sample(function: Callable, samples, kept, shared, num_devices: int):
+    """Maps `function(place, sample, kept, shared)` over the leading axis of `samples`.
+
+    It returns a result and `kept`, arrays with room for every sample, where the sample's own is at
+    `place`. Handed on from one sample to the next they are written in place, never copied.
+    """
     if not _one_at_a_time():
-        return jax.vmap(function, (0, None))(samples, shared)
+
+        def alone(sample, kept, shared):
+            result, kept = function(0, sample, jax.tree.map(lambda x: x[None], kept), shared)
+            return result, jax.tree.map(lambda x: x[0], kept)
+
+        return jax.vmap(alone, (0, 0, None))(samples, kept, shared)
+
     # A vmap from outside, over a population say, must not batch the loop either.
-    mapped = jax.vmap(jax.custom_batching.sequential_vmap(function), (0, None))
+    @jax.custom_batching.sequential_vmap
+    def in_turn(samples, kept, shared):
+        def turn(kept, at):
+            place, sample = at
+            result, kept = function(place, sample, kept, shared)
+            return kept, result
+
+        count = len(jax.tree.leaves(samples)[0])
+        kept, results = jax.lax.scan(turn, kept, (jnp.arange(count), samples))
+        return results, kept
+
     count = math.gcd(len(jax.tree.leaves(samples)[0]), num_devices)
     if count == 1 or jax.sharding.get_abstract_mesh().manual_axes:
-        return mapped(samples, shared)
+        return in_turn(samples, kept, shared)
     mesh = Mesh(jax.local_devices()[:count], ("device",))
+    spread = P("device")
     return jax.shard_map(
-        mapped, mesh=mesh, in_specs=(P("device"), P()), out_specs=P("device"), check_vma=False
-    )(samples, shared)
+        in_turn, mesh=mesh, in_specs=(spread, spread, P()), out_specs=spread, check_vma=False
+    )(samples, kept, shared)
+
+
+def _write(kept, place: tuple, now):
+    """Returns `kept` with the arrays `now` at `place`, an index of two axes."""
+
+    def write(kept, now):
+        start = (*place, *(0 for _ in now.shape))
+        return jax.lax.dynamic_update_slice(kept, now[None, None], start)
+
+    return jax.tree.map(write, kept, now)
+
+
+def _read(kept, place: tuple):
+    """Returns what `_write` has put at `place`."""
+
+    def read(kept):
+        rest = kept.shape[2:]
+        start = (*place, *(0 for _ in rest))
+        return jax.lax.dynamic_slice(kept, start, (1, 1, *rest))[0, 0]
+
+    return jax.tree.map(read, kept)
 
 
 def _in_window(nca, function: Callable, state: Array, *grids: Array):
