@@ -37,7 +37,7 @@ import numpy as np
 from flax import nnx
 
 from nca_helpers.emoji import emoji_name
-from nca_helpers.model import NCA
+from nca_helpers.model import NCA, check_integer
 from nca_helpers.video import replace_file
 
 __all__ = [
@@ -192,10 +192,9 @@ def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> 
         OSError: The run cannot be written; the old one is still there.
     """
     folder, arrays, meta = _checked_run(folder, "run", run, meta)
-    if not isinstance(step, numbers.Integral) or isinstance(step, bool) or step < 0:
-        raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    step = check_integer("step", step, 0)
     leaves = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    about = json.dumps({"step": int(step), "meta": meta, "leaves": leaves})
+    about = json.dumps({"step": step, "meta": meta, "leaves": leaves})
     # Orbax refuses empty arrays, and gives those without axes back as numbers.
     filled = [np.atleast_1d(array) for array in arrays.values() if array.size]
     content = {"about": np.frombuffer(about.encode(), np.uint8), "arrays": filled}
@@ -321,11 +320,11 @@ def _orbax(method: str, *arguments: Any) -> Any:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
     try:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with (
             ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
             ThreadPoolExecutor(1) as thread,

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError, features
 
+from nca_helpers.model import check_integer
+
 __all__ = ["BUNDLED", "emoji_name", "emoji_url", "load_emoji", "load_image", "render_emoji"]
 
 BUNDLED = ("🦎", "😀", "💥", "👁", "🐠", "🦋", "🐞", "🕸", "🥨", "🎄", "❤️", "👩‍🚀", "🇫🇷")
@@ -106,7 +108,7 @@ def load_emoji(
         LookupError: no source has the emoji; lists what was tried and why each source failed.
     """
     name = emoji_name(emoji)
-    size, padding = _integer("size", size, 1), _integer("padding", padding, 0)
+    size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
     if offline is None:
         offline = os.environ.get("NCA_OFFLINE", "").lower() in ("1", "true")
     elif not isinstance(offline, bool):
@@ -145,7 +147,7 @@ def load_image(
         ValueError: an argument is not what is accepted, or `source` holds no picture.
         OSError: `source` cannot be read or reached; FileNotFoundError where there is no such file.
     """
-    size, padding = _integer("size", size, 1), _integer("padding", padding, 0)
+    size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
     try:
         return _fit(_read(source), size, padding)
     except (OSError, ValueError) as error:
@@ -191,12 +193,6 @@ def render_emoji(emoji: str) -> Image.Image:
     if (match["country"] or match["subdivision"]) and picture == draw("🇽🇽"):
         raise LookupError(f"{font.path} does not know this flag")
     return picture
-
-
-def _integer(name: str, value: int, least: int) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return int(value)
 
 
 def _fit(picture: Image.Image, size: int, padding: int) -> np.ndarray:

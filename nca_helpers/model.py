@@ -37,9 +37,9 @@ def seed_state(height: int, width: int, channels: int = 16) -> Array:
     Raises:
         ValueError: A size is not an integer of at least 1, or 4 for `channels`.
     """
-    _check_integer("height", height, 1)
-    _check_integer("width", width, 1)
-    _check_integer("channels", channels, 4)
+    check_integer("height", height, 1)
+    check_integer("width", width, 1)
+    check_integer("channels", channels, 4)
     return jnp.zeros((height, width, channels)).at[height // 2, width // 2, 3:].set(1.0)
 
 
@@ -116,13 +116,11 @@ class NCA(nnx.Module):
         Raises:
             ValueError: An argument is outside its range.
         """
-        _check_integer("channels", channels, 4)
-        _check_integer("hidden", hidden, 1)
         check_fire_rate(fire_rate)
         if not math.isfinite(alive_threshold):
             raise ValueError(f"alive_threshold must be a finite number, got {alive_threshold!r}")
-        self.channels = int(channels)
-        self.hidden_size = int(hidden)
+        self.channels = check_integer("channels", channels, 4)
+        self.hidden_size = check_integer("hidden", hidden, 1)
         self.fire_rate = float(fire_rate)
         self.alive_threshold = float(alive_threshold)
         self.hidden = nnx.Linear(3 * channels, hidden, rngs=rngs)
@@ -227,10 +225,13 @@ def check_fire_rate(fire_rate: float | Array | None) -> None:
         raise ValueError(f"fire_rate must be a probability in [0, 1], got {fire_rate!r}")
 
 
-def _check_integer(name: str, value: int, minimum: int) -> None:
+def check_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> int:
+    """Returns `value`; raises ValueError unless it is an integer in that range."""
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if not is_integer or value < minimum or (maximum is not None and value > maximum):
+        range_ = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise ValueError(f"{name} must be an integer {range_}, got {value!r}")
+    return int(value)
 
 
 def _any_of_three(mask: Array, axis: int) -> Array:

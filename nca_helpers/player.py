@@ -10,7 +10,6 @@ The page needs no network and no server: the weights, the automaton in plain Jav
 import base64
 import html
 import json
-import numbers
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -19,7 +18,7 @@ from string import Template
 
 import numpy as np
 
-from nca_helpers.model import NCA
+from nca_helpers.model import NCA, check_integer
 from nca_helpers.video import replace_file
 
 __all__ = ["player_html", "save_player", "show_player"]
@@ -44,14 +43,9 @@ def player_html(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> str:
         ValueError: There is no automaton, its weights are not finite or not of its shape, or
             `size` is out of range.
     """
-    is_integer = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-    if not is_integer or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-        raise ValueError(
-            f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, the cells along "
-            f"each side that a page can step; got {size!r}"
-        )
+    size = check_integer("size", size, SMALLEST_SIZE, LARGEST_SIZE)
     models = [_model(name, member) for name, member in _by_name(nca).items()]
-    data = json.dumps({"size": int(size), "models": models})
+    data = json.dumps({"size": size, "models": models})
     # Inside <script>, only these could end the element or open a comment.
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")

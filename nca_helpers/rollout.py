@@ -26,7 +26,15 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from nca_helpers.model import NCA, check_fire_rate, check_state, living_mask, perceive, widen
+from nca_helpers.model import (
+    NCA,
+    check_fire_rate,
+    check_integer,
+    check_state,
+    living_mask,
+    perceive,
+    widen,
+)
 
 # Gradients of lengths up to the same multiple of this share one compilation.
 _LENGTH_MULTIPLE = 32
@@ -111,7 +119,7 @@ def rollout_frames(
         ValueError: An argument is not what is accepted. Nothing has been compiled then.
     """
     _check(nca, state, fire_rate)
-    num_steps = _check_steps("num_steps", num_steps)
+    num_steps = check_integer("num_steps", num_steps, 0)
     graph, weights = nnx.split(nca)
     settings = _settings(nca, fire_rate, angle, step_size)
     return _rollout_frames(graph, num_steps, weights, state, key, settings)
@@ -131,24 +139,17 @@ def _check(nca, state, fire_rate):
     check_fire_rate(fire_rate)
 
 
-def _check_steps(name: str, value: int) -> int:
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < 0:
-        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
-    return int(value)
-
-
 def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     """Returns the lengths as an int32 array or tracer, and the room that a gradient needs."""
     if max_steps is not None:
-        max_steps = _check_steps("max_steps", max_steps)
+        max_steps = check_integer("max_steps", max_steps, 0)
     if isinstance(num_steps, jax.core.Tracer):
         if max_steps is None:
             raise ValueError("num_steps is traced, so max_steps must be given, got None")
         _check_lengths_array(num_steps, state_shape)
         return jnp.clip(num_steps, 0, max_steps).astype(jnp.int32), max(max_steps, 1)
     if np.ndim(num_steps) == 0:
-        num_steps = _check_steps("num_steps", np.asarray(num_steps)[()])
+        num_steps = check_integer("num_steps", np.asarray(num_steps)[()], 0)
     lengths = np.asarray(num_steps)
     _check_lengths_array(lengths, state_shape)
     longest = int(lengths.max(initial=0))

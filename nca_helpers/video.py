@@ -28,6 +28,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from nca_helpers.model import check_integer
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -94,7 +96,7 @@ def tile(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     *leading, count, height, width, channels = images.shape
     if columns is None:
         columns = min(count, math.ceil(math.sqrt(count * height / width)))
-    _check_count("columns", columns)
+    check_integer("columns", columns, 1)
     rows = math.ceil(count / columns)
     white = 255 if images.dtype == np.uint8 else 1
     sheet = np.full((*leading, rows * columns, height, width, channels), white, images.dtype)
@@ -201,8 +203,8 @@ class Progress:
         Raises:
             ValueError: `total`, `every` or `stride` is not what is accepted.
         """
-        _check_count("total", total)
-        _check_count("stride", stride)
+        check_integer("total", total, 1)
+        check_integer("stride", stride, 1)
         if not (isinstance(every, numbers.Real) and every >= 0):
             raise ValueError(f"every must be a number of seconds, at least 0, got {every!r}")
         self.total = total
@@ -240,15 +242,13 @@ class Progress:
         Raises:
             ValueError: An argument is not what is accepted.
         """
-        is_integer = isinstance(step, numbers.Integral) and not isinstance(step, bool)
-        if not is_integer or not 0 <= step <= self.total:
-            raise ValueError(f"step must be an integer from 0 to {self.total}, got {step!r}")
+        step = check_integer("step", step, 0, self.total)
         losses = np.asarray(losses, np.float64)
         if losses.ndim != 1 or losses.size > step:
             raise ValueError(
                 f"losses must have shape (n,), n at most {step}, the steps done, got {losses.shape}"
             )
-        self.step = int(step)
+        self.step = step
         steps = np.linspace(0, step, losses.size + 1)[1:].round().astype(int)
         self._reports = list(zip(steps.tolist(), losses.tolist(), strict=True))
         self._pending = None
@@ -277,8 +277,9 @@ class Progress:
             self._pictures = {name: _row(name, images) for name, images in pictures.items()}
             self._show(done)
             self._shown_at = time.monotonic()
-        if self._first is None:
-            self._first = (done, time.monotonic())
+        self._turns += 1
+        if self._turns == 2:
+            self._compiled = (done, time.monotonic())
 
     @property
     def losses(self) -> np.ndarray:
@@ -301,8 +302,10 @@ class Progress:
         self._shown_at = -math.inf
         self._line_step = 0
         self._note = ""
-        # The first step compiles: the time that is left is told by those after it.
-        self._first: tuple[int, float] | None = None
+        # The first two turns compile, the second for arrays as they come back from several devices:
+        # the time that is left is told by those after them.
+        self._turns = 0
+        self._compiled: tuple[int, float] | None = None
         self._display: Any = None
 
     def _show(self, done: int, stopped: bool = False) -> None:
@@ -328,7 +331,7 @@ class Progress:
             parts.append(self._note)
         now = time.monotonic()
         parts.append(f"elapsed {_clock(now - self._started_at)}")
-        step, at = self._first or (done, now)
+        step, at = self._compiled or (done, now)
         if step < done < self.total and not stopped:
             parts.append(f"ETA {_clock((now - at) / (done - step) * (self.total - done))}")
         return "  ".join(parts)
@@ -416,12 +419,6 @@ def replace_file(path: str | os.PathLike, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_count(name: str, value: int) -> None:
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
 def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarray, float, int]:
     """Returns `(time, height, width, 3)` uint8 and the settings, or raises ValueError."""
     frames = np.asarray(frames)
@@ -433,7 +430,7 @@ def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarra
         )
     if not (isinstance(fps, numbers.Real) and 0 < fps < math.inf):
         raise ValueError(f"fps must be a positive number of frames a second, got {fps!r}")
-    _check_count("scale", scale)
+    check_integer("scale", scale, 1)
     if frames.dtype != np.uint8:
         if not np.issubdtype(frames.dtype, np.floating):
             raise ValueError(f"frames must be floats in [0, 1] or uint8, got {frames.dtype}")
