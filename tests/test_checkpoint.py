@@ -644,12 +644,15 @@ import logging
 import os
 import jax.numpy as jnp
 import numpy as np
+log = logging.getLogger("absl")
+log.setLevel(logging.INFO)  # As on Colab.
+log.addHandler(logging.StreamHandler())
 run = {"weights": jnp.ones(3), "pool": np.ones((4, 5)), "losses": np.zeros(0)}
 for step in range(3):
     os.makedirs(f"run/nca_run_{step:08}.orbax-checkpoint-tmp")  # a kill left it
     folder = save_run("run", run, step=step)
     assert restore_run("run", run)[1] == step
-assert logging.getLogger("absl").isEnabledFor(logging.ERROR)
+assert log.level == logging.INFO
 """
 
 

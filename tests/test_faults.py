@@ -1,7 +1,8 @@
-"""A reader's machine at its worst: no UTF-8, no home, two notebooks at once, little memory."""
+"""A reader's machine at its worst: no UTF-8, no home, no room, a wrong clock, little memory."""
 
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -37,14 +38,15 @@ for step in Progress(2, every=0):
 """
 
 
-def run(script, *arguments, **environment):
+def run(script, *arguments, under=(), **environment):
     ran = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
+        [*under, sys.executable, "-c", script, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr.decode(errors="replace")
+    return ran.stdout.decode()
 
 
 def test_a_locale_without_utf_8_changes_nothing(tmp_path):
@@ -78,6 +80,60 @@ def test_a_home_that_cannot_be_written(tmp_path):
         XDG_CACHE_HOME=str(home / "cache"),
         MPLCONFIGDIR=str(tmp_path),
     )
+
+
+@pytest.mark.parametrize("date", ["1970-01-02", "2090-01-01"])
+def test_a_wrong_clock(tmp_path, date):
+    if not shutil.which("faketime"):
+        pytest.skip("faketime, which turns a process's clock, is not installed")
+    (tmp_path / "program.py").write_text(EVERYTHING, encoding="utf-8")
+    run(
+        "import runpy, sys; runpy.run_path(sys.argv[1] + '/program.py')",
+        tmp_path,
+        under=("faketime", date),
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )
+
+
+def test_a_full_disk_leaves_the_files_as_they_were(tmp_path):
+    """The kernel refuses what goes beyond a file's first kilobyte, as it would without room."""
+    script = """
+import resource, shutil, sys
+from pathlib import Path
+
+import numpy as np
+from nca_helpers import *
+
+out, random = Path(sys.argv[1]), np.random.default_rng(0)
+nca, frames = pretrained("🦎", "evolved"), random.random((8, 64, 64, 3))
+writers = {
+    "npz": lambda: save_nca(out / "lizard.npz", nca),
+    "gif": lambda: save_video(out / "lizard.gif", frames),
+    "webp": lambda: save_video(out / "lizard.webp", frames),
+    "html": lambda: save_player(out / "lizard.html", nca),
+}
+if shutil.which("ffmpeg"):
+    writers["mp4"] = lambda: save_video(out / "lizard.mp4", frames)
+
+def content():
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+for write in writers.values():
+    write()
+before, (_, most) = content(), resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, most))
+for name, write in writers.items():
+    try:
+        write()
+    except OSError as error:
+        print(f"{name}: {error}")
+    else:
+        raise AssertionError(f"{name}: not a word")
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+assert content() == before
+"""
+    said = run(script, tmp_path).splitlines()
+    assert len(said) >= 4 and all("too large" in line for line in said), said
 
 
 @pytest.fixture
