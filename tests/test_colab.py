@@ -7,7 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "01_growing_with_gradients.ipynb"
+FOLDER = Path(__file__).parent.parent / "notebooks"
+# What they save a model as, in terms of its name.
+NOTEBOOKS = {
+    FOLDER / "01_growing_with_gradients.ipynb": "{name}",
+    FOLDER / "02_growing_with_pgpe.ipynb": "{name}_evolved",
+}
 
 
 def source(notebook, cell_id):
@@ -27,14 +32,16 @@ def downloads(monkeypatch):
     return found
 
 
-def test_weights_video_and_page_are_downloaded(downloads):
-    exec(source(NOTEBOOK, "download"), {"sys": sys, "out": Path("out"), "name": "fox"})
+@pytest.mark.parametrize(("notebook", "stem"), NOTEBOOKS.items(), ids=lambda x: Path(x).stem)
+def test_weights_video_and_page_are_downloaded(notebook, stem, downloads):
+    exec(source(notebook, "download"), {"sys": sys, "out": Path("out"), "name": "fox"})
     endings = (".npz", ".gif", ".html")
-    assert downloads == [f"out/fox{ending}" for ending in endings]
+    assert downloads == [f"out/{stem.format(name='fox')}{ending}" for ending in endings]
     for ending in endings:
-        saved = f'out / f"{{name}}{ending}"'
-        assert saved in source(NOTEBOOK, "save"), "the cell downloads what was saved"
+        saved = f'out / f"{stem}{ending}"'
+        assert saved in source(notebook, "save"), "the cell downloads what was saved"
 
 
-def test_elsewhere_nothing_is_downloaded():
-    exec(source(NOTEBOOK, "download"), {"sys": sys})
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_elsewhere_nothing_is_downloaded(notebook):
+    exec(source(notebook, "download"), {"sys": sys})
