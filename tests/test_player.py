@@ -4,7 +4,6 @@ import contextlib
 import http.server
 import os
 import re
-import shutil
 import threading
 import warnings
 
@@ -20,16 +19,6 @@ from nca_helpers.emoji import load_emoji
 from nca_helpers.model import NCA, living_mask, seed_state
 from nca_helpers.player import player_html, save_player, show_player
 
-BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # Time stands still until the test turns a frame, so that frames can be counted.
 MANUAL_FRAMES = """
     let next = null;
@@ -91,19 +80,6 @@ def jax_step(nca, size, **options):
 
 
 # The browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    reason = "the player is tested in a browser: pip install playwright"
-    sync_api = pytest.importorskip("playwright.sync_api", reason=reason)
-    with sync_api.sync_playwright() as playwright:
-        found = [path for path in map(shutil.which, BROWSERS) if path]
-        if not found:
-            pytest.skip(f"the player is tested in a browser, and none of {BROWSERS} is installed")
-        browser = playwright.chromium.launch(executable_path=found[0], args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
