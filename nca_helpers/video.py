@@ -131,6 +131,7 @@ def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scal
         ValueError: The ending is none of the three, or `frames`, `fps` or `scale` is not what
             is accepted; nothing has been written then.
         RuntimeError: MP4 was asked for and there is no ffmpeg.
+        OSError: The file cannot be written.
     """
     path = Path(path)
     encode = _ENCODERS.get(path.suffix.lower())
@@ -529,7 +530,10 @@ def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:
     # Colour has half the resolution of brightness, so that both sides must be even.
     even = [(0, size % 2) for size in pixels.shape[1:3]]
     pixels = np.pad(pixels, [(0, 0), *even, (0, 0)], constant_values=255)
-    return mediapy.compress_video(pixels, codec="h264", fps=fps)
+    try:
+        return mediapy.compress_video(pixels, codec="h264", fps=fps)
+    except (RuntimeError, OSError) as error:
+        raise OSError(f"ffmpeg could not write the video; is the disk full? ({error})") from error
 
 
 _ENCODERS: dict[str, Callable[[np.ndarray, float, int], bytes]] = {

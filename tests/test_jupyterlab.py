@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 300
+PATIENCE = 120
 
 
 @pytest.fixture
@@ -63,14 +63,16 @@ def test_the_playground_plays(lab, browser):
     assert page.locator("[data-mime-type*='jupyter.error']").count() == 0
 
     # The page under its cell lives: steps go by, and what is chosen there is what grows.
+    # A browser lets a frame that is out of sight stand still.
+    page.locator("iframe[title='Neural cellular automaton']").scroll_into_view_if_needed()
     (player,) = (frame for frame in page.frames if frame.evaluate("'player' in window"))
     before = player.evaluate("player.stats().steps")
-    player.wait_for_function(f"player.stats().steps > {before}")
+    player.wait_for_function(f"player.stats().steps > {before}", polling=200)
 
     # What the menu says is what the cells below it load.
     menu = page.locator(".widget-dropdown select").first
     menu.select_option(label="🐠 persistent")
-    load = page.locator(".jp-CodeCell", has_text="choice.value")
+    load = page.locator(".jp-CodeCell", has_text="regime = choice.value")
     load.locator(".jp-InputArea-editor").click()
     page.keyboard.press("Shift+Enter")
     load.get_by_text("🐠 persistent: 8,336 parameters").wait_for()
