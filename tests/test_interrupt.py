@@ -27,6 +27,8 @@ class Reader:
     def run(self, source, interrupt_after=None):
         request = self.client.execute(source)
         text = ""
+        # JAX's callback of the garbage collector may swallow the signal, and says so: press again.
+        presses = [interrupt_after, "Exception ignored in"] if interrupt_after else []
         while True:
             try:
                 message = self.client.get_iopub_msg(timeout=PATIENCE)
@@ -37,9 +39,9 @@ class Reader:
             content = message["content"]
             if message["msg_type"] == "stream":
                 text += content["text"]
-                if interrupt_after and re.search(interrupt_after, text):
+                if presses and re.search(presses[0], text):
                     self.manager.interrupt_kernel()
-                    interrupt_after = None
+                    presses.pop(0)
             if message["msg_type"] == "error":
                 raise AssertionError("\n".join(content["traceback"]))
             if message["msg_type"] == "status" and content["execution_state"] == "idle":
