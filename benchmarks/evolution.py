@@ -19,6 +19,7 @@ Experiments:
 """
 
 import csv
+import io
 import math
 import os
 import platform
@@ -171,7 +172,7 @@ class Problem:
             updates: What one of them costs, in cell updates.
         """
         rows, centres, seconds = [], [], 0.0
-        next(run)  # Compiles.
+        next(run)  # Compiles, twice where arrays come back from several devices.
         while True:
             start = time.perf_counter()
             spent, centre = next(run, (None, None))
@@ -222,7 +223,7 @@ def recipe(
 
     keys = own_keys if settings["masks"] == "own" else pgpe.keys
     evolve = problem.make_evolve(pgpe, keys, generations // EVALUATIONS)
-    yield 0, evolve(state)[0].centre
+    yield 0, evolve(evolve(state)[0])[0].centre
     for i in range(EVALUATIONS):
         state, _ = evolve(state)
         yield (i + 1) * (generations // EVALUATIONS) * size, state.centre
@@ -289,7 +290,7 @@ def evolution(problem: Problem, key: int) -> Iterator[tuple[int, jax.Array]]:
         problem.first_centre(key), jax.random.key(key), init_stdev=problem.stdev
     )
     evolve = problem.make_evolve(problem.pgpe, length=100)
-    yield 0, evolve(state)[0].centre
+    yield 0, evolve(evolve(state)[0])[0].centre
     for generation in range(100, config["generations"] + 1, 100):
         state, _ = evolve(state)
         yield generation * config["population_size"], state.centre
@@ -316,7 +317,7 @@ def gradients(problem: Problem, key: int) -> Iterator[tuple[int, jax.Array]]:
     some = 50
     steps = jax.jit(lambda carry, i: jax.lax.scan(step, carry, i + jnp.arange(some))[0])
     carry = first, optimizer.init(first)
-    yield 0, steps(carry, 0)[0]
+    yield 0, steps(steps(carry, 0), 0)[0]
     for i in range(0, GRADIENT_STEPS, some):
         carry = steps(carry, i)
         yield (i + some) * GRADIENT_BATCH, carry[0]
@@ -367,22 +368,19 @@ def read(table: Path) -> list[dict]:
 
 def append(table: Path, rows: list[dict]) -> None:
     """Adds a run's rows, all or none."""
-    lines: list[str] = []
-
-    class Lines:
-        write = staticmethod(lines.append)
-
+    lines = io.StringIO(newline="")
     rows = read(table) + rows
-    writer = csv.DictWriter(Lines, fieldnames=rows[0], lineterminator="\n")
+    writer = csv.DictWriter(lines, fieldnames=rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(table, "".join(lines).encode())
+    replace_file(table, lines.getvalue().encode())
 
 
 def machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else ())
         if line.startswith("model name")
     ]
     return f"{os.cpu_count()} × {names[0] if names else platform.processor()}"

@@ -21,13 +21,19 @@ def run_cells(
         last: Id of the last cell to run.
         after: `{cell id: function}`, called with the names when that cell has run.
         without: Ids of cells to leave out, beside `install`.
+
+    Raises:
+        LookupError: The notebook has no cell of such an id.
     """
     names: dict[str, Any] = {}
-    for cell in nbformat.read(NOTEBOOKS / notebook, as_version=4).cells:
+    cells = nbformat.read(NOTEBOOKS / notebook, as_version=4).cells
+    if unknown := {last, *after, *without} - {cell.id for cell in cells}:
+        raise LookupError(f"{notebook} has no cells {', '.join(sorted(unknown))}")
+    for cell in cells:
         if cell.cell_type == "code" and cell.id not in ("install", *without):
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(cell.source, names)
         after.get(cell.id, lambda names: None)(names)
         if cell.id == last:
-            return names
-    raise LookupError(f"{notebook} has no cell with the id {last}")
+            break
+    return names

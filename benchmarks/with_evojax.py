@@ -1,4 +1,4 @@
-"""A generation as the EvoJAX project's growing-NCA notebook formulates it.
+"""A generation as the EvoJAX notebook of Google's self-organising systems formulates it.
 
 A flax.linen module of two 1×1 convolutions; a perception by one convolution over batch and channels
 together; a scan over the steps, with the loss added by a condition; a vmap over the population.

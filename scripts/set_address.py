@@ -29,8 +29,6 @@ def with_address(text: str, address: str) -> str:
         (r"github\.com/|github/", r"/blob/main/notebooks/"),
         (r"git\+https://github\.com/", r"(?![\w./-])"),
         (r"repository-code: \"?https://github\.com/", r"\"?$"),
-        (r"git clone https://github\.com/", r"(?![\w./-])"),
-        (r"github\.com/", r"/actions/"),
     ]:
         text = re.sub(rf"(?m)((?:{before}))[\w.-]+/[\w.-]+({after})", rf"\g<1>{address}\g<2>", text)
     return text

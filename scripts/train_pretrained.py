@@ -34,7 +34,7 @@ HALVES = '''def wound(states, key):
 
 MODELS = {
     ("🦎", "growing"): {"config": LARGE.format(1_600)},
-    ("🦎", "persistent"): {"config": LARGE.format(1_600)},
+    ("🦎", "persistent"): {"config": LARGE.format(3_000)},
     ("🦎", "regenerating"): {"config": LARGE.format(3_000), "prepare": HALVES},
     ("🦎", "evolved"): {},
     ("🦋", "persistent"): {},
@@ -62,6 +62,8 @@ def train(emoji: str, regime: str) -> Path:
 def with_cells(notebook: Path, added: dict[str, str]) -> nbformat.NotebookNode:
     """Returns a notebook with code cells added, each behind the cell whose name it bears."""
     original = nbformat.read(notebook, as_version=4)
+    if unknown := added.keys() - {cell.id for cell in original.cells}:
+        raise LookupError(f"{notebook.name} has no cells {', '.join(sorted(unknown))}")
     cells = []
     for cell in original.cells:
         cells.append(cell)
