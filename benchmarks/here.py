@@ -16,6 +16,7 @@ from notebook_cells import run_cells
 jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 from nca_helpers import NCA, rollout
+from nca_helpers.model import set_weights, weights_of
 
 CHECK_KEY = 5
 
@@ -23,9 +24,7 @@ CHECK_KEY = 5
 def to_nca(weights: dict) -> NCA:
     """Returns an automaton with weights in the layout of the checkpoints."""
     nca = NCA(rngs=nnx.Rngs(0))
-    for layer in ("hidden", "update"):
-        for kind in ("kernel", "bias"):
-            getattr(getattr(nca, layer), kind)[...] = jnp.asarray(weights[f"{layer}/{kind}"])
+    set_weights(nca, weights)
     return nca
 
 
@@ -50,11 +49,7 @@ def check(problem: dict) -> dict[str, np.ndarray]:
         return jnp.mean(jnp.square(after[..., :4] - problem["target"])), after
 
     gradient, after = nnx.grad(loss, has_aux=True)(to_nca(problem))
-    arrays = {"states": after}
-    for layer in ("hidden", "update"):
-        for kind in ("kernel", "bias"):
-            arrays[f"{layer}/{kind}"] = gradient[layer][kind][...]
-    return {name: np.asarray(array) for name, array in arrays.items()}
+    return {"states": np.asarray(after)} | weights_of(gradient)
 
 
 def train(problem: dict, preset: str = "paper") -> Callable:

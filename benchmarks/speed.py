@@ -29,7 +29,8 @@ from flax import nnx
 from here import masks
 
 from nca_helpers import NCA, load_emoji, pretrained, rollout, seed_state
-from nca_helpers.video import replace_file
+from nca_helpers.emoji import replace_file
+from nca_helpers.model import weights_of
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "speed.json"
@@ -118,15 +119,6 @@ COLOURS = {
     "with_evojax": "tab:cyan",
     "floor": "tab:gray",
 }
-
-
-def weights_of(nca: NCA) -> dict[str, np.ndarray]:
-    """Returns an automaton's weights in the layout of the checkpoints."""
-    return {
-        f"{layer}/{kind}": np.asarray(getattr(getattr(nca, layer), kind)[...])
-        for layer in ("hidden", "update")
-        for kind in ("kernel", "bias")
-    }
 
 
 def problem(name: str) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from nca_helpers.pgpe import PGPE, clipup, pair_keys
 from nca_helpers.player import player_html, save_player, show_player
 from nca_helpers.population import population_fitness, spread_generation
 from nca_helpers.rollout import rollout, rollout_frames
-from nca_helpers.video import Progress, plot_loss, save_video, show_video, tile, to_rgb
+from nca_helpers.video import (
+    Progress,
+    plot_loss,
+    save_video,
+    show_images,
+    show_video,
+    tile,
+    to_rgb,
+)
 
 __all__ = [
     "NCA",
@@ -51,6 +59,7 @@ __all__ = [
     "save_run",
     "save_video",
     "seed_state",
+    "show_images",
     "show_player",
     "show_video",
     "spread_generation",

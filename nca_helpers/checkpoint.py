@@ -36,9 +36,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nca_helpers.emoji import emoji_name
-from nca_helpers.model import NCA, check_integer
-from nca_helpers.video import replace_file
+from nca_helpers.emoji import emoji_name, replace_file
+from nca_helpers.model import (
+    NCA,
+    check_integer,
+    has_own_rule,
+    set_weights,
+    weight_shapes,
+    weights_of,
+)
 
 __all__ = [
     "bundled",
@@ -79,15 +85,15 @@ def save_nca(path: str | os.PathLike, nca: NCA, **meta: Any) -> Path:
     Raises:
         ValueError: A weight is not float32 or not finite, or a value of `meta` is not JSON's or
             contradicts `nca`; nothing has been written then.
-        TypeError: `nca` is no NCA.
+        TypeError: `nca` is no NCA, or has a rule of its own.
     """
     if not isinstance(nca, NCA):
         raise TypeError(f"nca must be an NCA, got {type(nca).__name__}")
-    arrays = {
-        f"{layer}/{name}": np.asarray(getattr(getattr(nca, layer), name)[...])
-        for layer in ("hidden", "update")
-        for name in ("kernel", "bias")
-    }
+    if has_own_rule(nca):
+        raise TypeError(
+            f"nca is a {type(nca).__name__} with a rule of its own; a checkpoint keeps weights only"
+        )
+    arrays = weights_of(nca)
     own = {
         "format": _FORMAT,
         "channels": nca.channels,
@@ -128,9 +134,7 @@ def load_nca(source: Source) -> NCA:
         alive_threshold=meta["alive_threshold"],
         rngs=nnx.Rngs(0),
     )
-    for name, array in arrays.items():
-        layer, parameter = name.split("/")
-        getattr(getattr(nca, layer), parameter)[...] = jnp.asarray(array)
+    set_weights(nca, arrays)
     return nca
 
 
@@ -139,6 +143,9 @@ def load_meta(source: Source) -> dict[str, Any]:
 
     Args:
         source: A path, a file opened in binary mode, or a resource of a package.
+
+    Returns:
+        The `meta`, by key.
 
     Raises:
         ValueError: The file is not a whole checkpoint of this format; says what is wrong with it.
@@ -155,6 +162,9 @@ def pretrained(emoji: str, regime: str) -> NCA:
         regime: How it was trained: `"growing"`, `"persistent"`, `"regenerating"` (Distill's
             three) or `"evolved"`.
 
+    Returns:
+        The automaton.
+
     Raises:
         ValueError: There is none; lists those that there are.
     """
@@ -162,7 +172,11 @@ def pretrained(emoji: str, regime: str) -> NCA:
 
 
 def pretrained_meta(emoji: str, regime: str) -> dict[str, Any]:
-    """Reads the `meta` of an automaton that comes with the package (see `pretrained`)."""
+    """Reads the `meta` of an automaton that comes with the package (see `pretrained`).
+
+    Raises:
+        ValueError: There is none; lists those that there are.
+    """
     return load_meta(_pretrained_file(emoji, regime))
 
 
@@ -389,22 +403,12 @@ def _checked_content(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, A
             raise ValueError(f"it has no 'meta', only {', '.join(content) or 'nothing'}")
         meta = json.loads(str(content["meta"]))
         _check_meta(meta)
-        missing = [name for name in _shapes(meta) if name not in content]
-        if missing:
+        names = weight_shapes(0, 0)
+        if missing := [name for name in names if name not in content]:
             raise ValueError(f"it has no {', '.join(missing)}")
-        arrays = {name: content[name] for name in _shapes(meta)}
+        arrays = {name: content[name] for name in names}
     _check_arrays(arrays, meta)
     return arrays, meta
-
-
-def _shapes(meta: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    channels, hidden = meta["channels"], meta["hidden"]
-    return {
-        "hidden/kernel": (3 * channels, hidden),
-        "hidden/bias": (hidden,),
-        "update/kernel": (hidden, channels),
-        "update/bias": (channels,),
-    }
 
 
 def _check_meta(meta: Any) -> None:
@@ -431,7 +435,7 @@ def _check_meta(meta: Any) -> None:
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    for name, shape in _shapes(meta).items():
+    for name, shape in weight_shapes(meta["channels"], meta["hidden"]).items():
         array = arrays[name]
         if array.shape != shape or array.dtype != np.float32:
             raise ValueError(

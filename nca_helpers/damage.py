@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nca_helpers.model import NCA, check_state, living_mask, seed_state
+from nca_helpers.model import (
+    NCA,
+    check_integer,
+    check_number,
+    check_state,
+    living_mask,
+    seed_state,
+)
 from nca_helpers.rollout import rollout
 
 SIDES = ("left", "right", "top", "bottom")
@@ -36,11 +43,11 @@ def circle(state: Array, centre: tuple[float, float] | Array, radius: float | Ar
         The wounded state, of the same shape.
 
     Raises:
-        ValueError: `state` or `centre` has another shape, or `radius` is negative or NaN.
+        ValueError: `state` or `centre` has another shape, or `radius` is no number of at least 0.
     """
     check_state(state)
     _check_centre(centre)
-    _check_radius(radius)
+    check_number("radius", radius, 0)
     height, width = state.shape[-3:-1]
     rows, columns = jnp.mgrid[:height, :width]
     inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
@@ -59,6 +66,9 @@ def random_circles(state: Array, key: Array) -> Array:
 
     Returns:
         The wounded state, of the same shape.
+
+    Raises:
+        ValueError: `state` has another shape or holds no floats.
     """
     check_state(state)
     *batch, height, width, _ = state.shape
@@ -108,7 +118,7 @@ def hole(state: Array, radius: float | Array) -> Array:
         The wounded state, of the same shape.
 
     Raises:
-        ValueError: `state` has another shape, or `radius` is negative or NaN.
+        ValueError: `state` has another shape, or `radius` is no number of at least 0.
     """
     check_state(state)
     height, width = state.shape[-3:-1]
@@ -142,7 +152,19 @@ def robustness(
         recovery; `survived`, the share of rollouts whose own log10 loss is at most -2.5; and
         the share of all that `died` (nothing lives), `overgrew` (more than twice the target
         lives) or turned `nan`.
+
+    Raises:
+        ValueError: `target` has another shape or is not finite, or a count is not an integer of
+            at least 0, or 1 for `num_rollouts`. Nothing has been computed then.
     """
+    target = np.asarray(target)
+    if target.ndim != 3 or target.shape[-1] != 4:
+        raise ValueError(f"target must have shape (height, width, 4), got {target.shape}")
+    if bad := (~np.isfinite(target)).sum():
+        raise ValueError(f"target must be finite, got NaN or infinity {bad} times")
+    wound_step = check_integer("wound_step", wound_step, 0)
+    check_integer("recovery_steps", recovery_steps, 0)
+    check_integer("num_rollouts", num_rollouts, 1)
     height, width, _ = target.shape
     grow_key, wound_key, recover_key = jax.random.split(key, 3)
     seeds = jnp.broadcast_to(
@@ -168,11 +190,6 @@ def robustness(
                 }
             )
     return rows
-
-
-def _check_radius(radius: float | Array) -> None:
-    if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
-        raise ValueError(f"radius must be at least 0 cells, got {radius}")
 
 
 def _check_centre(centre: tuple[float, float] | Array) -> None:

@@ -11,8 +11,8 @@ import io
 import os
 import re
 import sys
-import tempfile
 import time
+import uuid
 from importlib import resources
 from pathlib import Path
 
@@ -98,19 +98,19 @@ def load_emoji(
         size: the longer side of the picture, in cells.
         padding: transparent cells on every side.
         offline: True never touches the network; None asks the environment variable
-            `NCA_OFFLINE` (1 or true: offline).
+            `NCA_OFFLINE` (1, true, yes or on: offline; 0, false, no, off or nothing: online).
 
     Returns:
         `(size + 2 * padding, size + 2 * padding, 4)`, float32 in [0, 1], premultiplied by alpha.
 
     Raises:
-        ValueError: an argument is not what is accepted.
+        ValueError: an argument or `NCA_OFFLINE` is not what is accepted.
         LookupError: no source has the emoji; lists what was tried and why each source failed.
     """
     name = emoji_name(emoji)
     size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
     if offline is None:
-        offline = os.environ.get("NCA_OFFLINE", "").lower() in ("1", "true")
+        offline = _is_offline()
     elif not isinstance(offline, bool):
         raise ValueError(f"offline must be True, False or None, got {offline!r}")
     sources = {
@@ -157,6 +157,18 @@ def load_image(
             f"source={source!r:.200} cannot be grown: {error}. Accepted: a path, an http(s) "
             "URL, bytes, a PIL image, or an array (height, width, 3 or 4)"
         ) from error
+
+
+def replace_file(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file as a whole or not at all: what fails or is interrupted leaves the old one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def render_emoji(emoji: str) -> Image.Image:
@@ -237,7 +249,10 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _read(source: object) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _upright(source)
+        try:
+            return _upright(source)
+        except Exception as error:  # it is read from its file only now: see _decode
+            raise ValueError(f"it is no readable picture ({error})") from error
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -286,6 +301,16 @@ def _fetch(url: str, limit: int) -> bytes:
     return bytes(data)
 
 
+def _is_offline() -> bool:
+    value = os.environ.get("NCA_OFFLINE", "").lower()
+    if value not in ("", "0", "false", "no", "off", "1", "true", "yes", "on"):
+        raise ValueError(
+            "the environment variable NCA_OFFLINE must be 1, true, yes or on, or 0, false, no, "
+            f"off or empty, got {value!r}"
+        )
+    return value in ("1", "true", "yes", "on")
+
+
 def _offline(emoji: str) -> Image.Image:
     raise LookupError("not tried, offline")
 
@@ -320,11 +345,5 @@ def _downloaded(emoji: str) -> Image.Image:
     picture = _decode(data, ("PNG",))
     # The cache is a convenience: where it cannot be written, life goes on without.
     with contextlib.suppress(OSError, RuntimeError):
-        path = _cache_path(emoji)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and moved into place whole, so that no reader meets half a file.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder, path.name)
-            whole.write_bytes(data)
-            os.replace(whole, path)
+        replace_file(_cache_path(emoji), data)
     return picture

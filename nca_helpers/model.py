@@ -11,15 +11,21 @@ premultiplied by alpha, alpha, and hidden channels.
 
 import math
 import numbers
+import operator
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from numpy.typing import ArrayLike
 
 ALIVE_THRESHOLD = 0.1
 FIRE_RATE = 0.5
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def seed_state(height: int, width: int, channels: int = 16) -> Array:
@@ -52,6 +58,9 @@ def living_mask(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
 
     Returns:
         `(..., height, width)` booleans. Outside the grid nothing is alive.
+
+    Raises:
+        ValueError: `state` has another shape or holds no floats.
     """
     check_state(state)
     return widen(state[..., 3] > threshold)
@@ -73,8 +82,12 @@ def perceive(state: Array, angle: float | Array = 0.0) -> Array:
     Returns:
         `(..., height, width, 3 * channels)`: the state, its gradient along x (to the right)
         and along y (downwards), by Sobel filters divided by 8, with zeros outside the grid.
+
+    Raises:
+        ValueError: `state` has another shape or holds no floats, or `angle` is not one number.
     """
     check_state(state)
+    check_number("angle", angle)
     along_x, along_y = _sobel(state)
     # An upright frame, the common case, is not charged for the turn.
     if not (isinstance(angle, numbers.Real) and angle == 0):
@@ -116,9 +129,8 @@ class NCA(nnx.Module):
         Raises:
             ValueError: An argument is outside its range.
         """
-        check_fire_rate(fire_rate)
-        if not math.isfinite(alive_threshold):
-            raise ValueError(f"alive_threshold must be a finite number, got {alive_threshold!r}")
+        check_number("fire_rate", fire_rate, 0, 1)
+        check_number("alive_threshold", alive_threshold)
         self.channels = check_integer("channels", channels, 4)
         self.hidden_size = check_integer("hidden", hidden, 1)
         self.fire_rate = float(fire_rate)
@@ -147,7 +159,11 @@ class NCA(nnx.Module):
         Returns:
             The next state, of the same shape. A cell is emptied unless it lives both before
             and after the update.
+
+        Raises:
+            ValueError: `state`, `angle` or `step_size` is not what is accepted.
         """
+        check_settings(None, angle, step_size)
         before = living_mask(state, self.alive_threshold)
         update = self.update(nnx.relu(self.hidden(perceive(state, angle))))
         state = state + jnp.where(fire[..., None], step_size * update, 0.0)
@@ -176,16 +192,47 @@ class NCA(nnx.Module):
             The next state, of the same shape.
 
         Raises:
-            ValueError: `state` or `fire_rate` is not what is accepted.
+            ValueError: An argument is not what is accepted.
         """
         check_state(state, self.channels)
-        check_fire_rate(fire_rate)
-        rate = self.fire_rate if fire_rate is None else fire_rate
+        check_settings(fire_rate, angle, step_size)
+        # A product, for the draw takes no integers.
+        rate = self.fire_rate if fire_rate is None else 1.0 * fire_rate
         *batch, height, width, _ = state.shape
         keys = _sample_keys(key, math.prod(batch))
         fire = jax.vmap(lambda key: jax.random.bernoulli(key, rate, (height, width)))(keys)
         fire = fire.reshape(state.shape[:-1])
         return self.step(state, fire, angle=angle, step_size=step_size)
+
+
+def has_own_rule(nca: NCA) -> bool:
+    """Returns whether a subclass steps in another way than the weights alone say."""
+    return type(nca).step is not NCA.step or type(nca).__call__ is not NCA.__call__
+
+
+def weight_shapes(channels: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the weights by name, in the order of a checkpoint and of the player."""
+    return {
+        "hidden/kernel": (3 * channels, hidden),
+        "hidden/bias": (hidden,),
+        "update/kernel": (hidden, channels),
+        "update/bias": (channels,),
+    }
+
+
+def weights_of(nca: NCA | nnx.State) -> dict[str, np.ndarray]:
+    """Returns the weights of an automaton, or their gradient, as `weight_shapes` names them."""
+    return {name: np.asarray(variable[...]) for name, variable in _weight_variables(nca).items()}
+
+
+def set_weights(nca: NCA, weights: Mapping[str, ArrayLike]) -> None:
+    """Sets the weights of an automaton to those that `weights_of` returned, say."""
+    for name, variable in _weight_variables(nca).items():
+        variable[...] = jnp.asarray(weights[name])
+
+
+def _weight_variables(nca: NCA | nnx.State) -> dict[str, nnx.Variable]:
+    return {name: operator.attrgetter(name.replace("/", "."))(nca) for name in weight_shapes(0, 0)}
 
 
 def _sample_keys(key: Array, count: int) -> Array:
@@ -216,13 +263,31 @@ def check_state(state: Array, channels: int | None = None) -> None:
         raise ValueError(f"state must hold floats, got {dtype}")
 
 
-def check_fire_rate(fire_rate: float | Array | None) -> None:
-    """Raises ValueError for a concrete fire rate outside [0, 1]; None and traced ones pass."""
-    if fire_rate is None or isinstance(fire_rate, jax.core.Tracer):
-        return
-    is_number = isinstance(fire_rate, numbers.Real | jax.Array | np.ndarray)
-    if not is_number or np.ndim(fire_rate) or not 0.0 <= float(fire_rate) <= 1.0:
-        raise ValueError(f"fire_rate must be a probability in [0, 1], got {fire_rate!r}")
+def check_settings(fire_rate: Any, angle: Any, step_size: Any) -> None:
+    """Raises ValueError unless a step accepts these; None is the automaton's own fire rate."""
+    if fire_rate is not None:
+        check_number("fire_rate", fire_rate, 0, 1)
+    check_number("angle", angle)
+    check_number("step_size", step_size)
+
+
+def check_number(
+    name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf
+) -> None:
+    """Raises ValueError unless `value` is one number of that range that float32 can hold.
+
+    An array without axes is one too. Of a traced one only the type can be checked.
+    """
+    dtype = getattr(value, "dtype", type(value))
+    is_number = (
+        isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+        and (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+        and np.ndim(value) == 0
+    )
+    if is_number and not isinstance(value, jax.core.Tracer):
+        is_number = minimum <= float(value) <= maximum and abs(float(value)) <= _LARGEST
+    if not is_number:
+        raise ValueError(f"{name} must be a finite number in [{minimum}, {maximum}], got {value!r}")
 
 
 def check_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> int:

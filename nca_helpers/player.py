@@ -18,8 +18,8 @@ from string import Template
 
 import numpy as np
 
-from nca_helpers.model import NCA, check_integer
-from nca_helpers.video import replace_file
+from nca_helpers.emoji import replace_file
+from nca_helpers.model import NCA, check_integer, has_own_rule, weight_shapes, weights_of
 
 __all__ = ["player_html", "save_player", "show_player"]
 
@@ -121,31 +121,24 @@ def _by_name(nca: NCA | Mapping[str, NCA]) -> dict[str, NCA]:
 def _model(name: str, nca: NCA) -> dict:
     """Returns what `decodeModel` in player.js unpacks."""
     which = f"nca[{name!r}]" if name else "nca"
-    if type(nca).step is not NCA.step or type(nca).__call__ is not NCA.__call__:
+    if has_own_rule(nca):
         raise TypeError(
             f"{which} is a {type(nca).__name__} with a rule of its own; the page knows NCA's only"
         )
-    channels, hidden = nca.channels, nca.hidden_size
-    weights = {
-        "hidden.kernel": (nca.hidden.kernel, (3 * channels, hidden)),
-        "hidden.bias": (nca.hidden.bias, (hidden,)),
-        "update.kernel": (nca.update.kernel, (hidden, channels)),
-        "update.bias": (nca.update.bias, (channels,)),
-    }
-    arrays = []
-    for label, (parameter, shape) in weights.items():
-        array = np.asarray(parameter[...], "<f4")
+    weights = weights_of(nca)
+    for weight, shape in weight_shapes(nca.channels, nca.hidden_size).items():
+        array, label = weights[weight], f"{which}.{weight.replace('/', '.')}"
         if array.shape != shape:
-            raise ValueError(f"{which}.{label} must have shape {shape}, got {array.shape}")
+            raise ValueError(f"{label} must have shape {shape}, got {array.shape}")
         if not np.isfinite(array).all():
-            raise ValueError(f"{which}.{label} must be finite, got NaN or infinite weights")
-        # Transposed, a hidden unit's inputs lie side by side, which the page's inner loop likes.
-        arrays.append(array.T if label == "hidden.kernel" else array)
-    packed = b"".join(array.tobytes() for array in arrays)
+            raise ValueError(f"{label} must be finite, got NaN or infinite weights")
+    # Transposed, a hidden unit's inputs lie side by side, which the page's inner loop likes.
+    weights["hidden/kernel"] = weights["hidden/kernel"].T
+    packed = b"".join(array.astype("<f4").tobytes() for array in weights.values())
     return {
         "name": name,
-        "channels": channels,
-        "hidden": hidden,
+        "channels": nca.channels,
+        "hidden": nca.hidden_size,
         "fireRate": nca.fire_rate,
         "aliveThreshold": nca.alive_threshold,
         "weights": base64.b64encode(packed).decode("ascii"),

@@ -28,8 +28,8 @@ from jax.sharding import PartitionSpec as P
 
 from nca_helpers.model import (
     NCA,
-    check_fire_rate,
     check_integer,
+    check_settings,
     check_state,
     living_mask,
     perceive,
@@ -80,7 +80,7 @@ def rollout(
     Raises:
         ValueError: An argument is not what is accepted. Nothing has been compiled then.
     """
-    _check(nca, state, fire_rate)
+    _check(nca, state, fire_rate, angle, step_size)
     lengths, capacity = _check_lengths(num_steps, max_steps, jnp.shape(state))
     graph, weights = nnx.split(nca)
     inputs = (weights, state, key, lengths, _settings(nca, fire_rate, angle, step_size))
@@ -118,14 +118,14 @@ def rollout_frames(
     Raises:
         ValueError: An argument is not what is accepted. Nothing has been compiled then.
     """
-    _check(nca, state, fire_rate)
+    _check(nca, state, fire_rate, angle, step_size)
     num_steps = check_integer("num_steps", num_steps, 0)
     graph, weights = nnx.split(nca)
     settings = _settings(nca, fire_rate, angle, step_size)
     return _rollout_frames(graph, num_steps, weights, state, key, settings)
 
 
-def _check(nca, state, fire_rate):
+def _check(nca, state, *settings):
     if not isinstance(nca, NCA):
         raise ValueError(f"nca must be an NCA, got {type(nca).__name__}")
     if type(nca).__call__ is not NCA.__call__:
@@ -136,7 +136,7 @@ def _check(nca, state, fire_rate):
     check_state(state, nca.channels)
     if jnp.result_type(state).itemsize < 4:
         raise ValueError(f"state must hold float32 numbers, got {jnp.result_type(state)}")
-    check_fire_rate(fire_rate)
+    check_settings(*settings)
 
 
 def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):

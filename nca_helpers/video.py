@@ -8,18 +8,19 @@
         ...
         progress.report(loss, before=states, after=new_states)
 
-A single picture needs nothing from here: `mediapy.show_image(to_rgb(state))` shows it.
+Pictures that stand still are shown by mediapy: `show_images([to_rgb(state)], alt="A lizard")`.
 """
 
 import base64
+import html
 import io
 import math
 import numbers
 import os
+import struct
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,18 +29,30 @@ from jax import Array
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from nca_helpers.emoji import replace_file
 from nca_helpers.model import check_integer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Progress", "plot_loss", "save_video", "show_video", "tile", "to_rgb"]
+__all__ = [
+    "Progress",
+    "plot_loss",
+    "save_video",
+    "show_images",
+    "show_video",
+    "tile",
+    "to_rgb",
+]
 
 # Browsers slow down what asks for less than 20 ms a frame.
 _FASTEST_FPS = 50
 
 # The Okabe-Ito palette: told apart by colour-blind readers.
 _SKY_BLUE, _VERMILLION = "#56B4E9", "#D55E00"
+
+# WebP counts milliseconds in 31 bits.
+_LONGEST_VIDEO = 2**31 // 1000  # seconds
 
 _LONGEST_WINDOW = 100
 _LINES_PER_RUN = 25
@@ -129,7 +142,8 @@ def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scal
 
     Raises:
         ValueError: The ending is none of the three, or `frames`, `fps` or `scale` is not what
-            is accepted; nothing has been written then.
+            is accepted, or the format cannot hold them: a picture may stand for 655 seconds in
+            GIF, for 16,777 in WebP; nothing has been written then.
         RuntimeError: MP4 was asked for and there is no ffmpeg.
         OSError: The file cannot be written.
     """
@@ -164,6 +178,24 @@ def show_video(frames: ArrayLike, fps: float = 30, scale: int = 4, alt: str | No
         _display_png(_encode_png(pixels, fps, scale), alt)
     else:
         print(f"{alt}: shown in a notebook only, save_video() writes it to a file")
+
+
+def show_images(
+    images: Sequence[ArrayLike], titles: Sequence[str] | None = None, *, alt: str, **layout: Any
+) -> None:
+    """Shows pictures side by side in the notebook, as mediapy does, with words for the blind.
+
+    Args:
+        images: Pictures `(height, width, 3)`, floats in [0, 1] or uint8.
+        titles: One for each picture.
+        alt: What is to be seen, for those who cannot see it.
+        **layout: As of `mediapy.show_images`: `height` of a picture in pixels, `columns`, ...
+    """
+    import mediapy
+    from IPython.display import HTML, display
+
+    table = mediapy.show_images(images, titles, return_html=True, **layout)
+    display(HTML(table.replace("<img ", f'<img alt="{html.escape(alt)}" ')))
 
 
 class Progress:
@@ -408,18 +440,6 @@ def plot_loss(
     return axes
 
 
-def replace_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file as a whole or not at all: what fails or is interrupted leaves the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarray, float, int]:
     """Returns `(time, height, width, 3)` uint8 and the settings, or raises ValueError."""
     frames = np.asarray(frames)
@@ -431,6 +451,10 @@ def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarra
         )
     if not (isinstance(fps, numbers.Real) and 0 < fps < math.inf):
         raise ValueError(f"fps must be a positive number of frames a second, got {fps!r}")
+    if len(frames) / fps > _LONGEST_VIDEO:
+        raise ValueError(
+            f"fps must let {len(frames)} frames end within {_LONGEST_VIDEO} seconds, got {fps!r}"
+        )
     check_integer("scale", scale, 1)
     if frames.dtype != np.uint8:
         if not np.issubdtype(frames.dtype, np.floating):
@@ -483,10 +507,18 @@ def _with_palette(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
     return indices, bytes(sheet.getpalette()[:colours]) + b"\xff\xff\xff"
 
 
-def _animation(pictures: list[Image.Image], file_format: str, **options: Any) -> bytes:
+def _animation(pictures: list[Image.Image], file_format: str, fps: float, **options: Any) -> bytes:
     buffer = io.BytesIO()
     first, *rest = pictures
-    first.save(buffer, file_format, save_all=True, append_images=rest, loop=0, **options)
+    try:
+        first.save(buffer, file_format, save_all=True, append_images=rest, loop=0, **options)
+    except (OverflowError, RuntimeError, ValueError, struct.error) as error:
+        # Of equal neighbours Pillow makes one picture.
+        raise ValueError(
+            f"{file_format} cannot hold these frames at fps={fps!r}: one that stands for too long, "
+            f"its equal neighbours included, or is too large, {first.width}×{first.height} pixels "
+            f"({error})"
+        ) from error
     return buffer.getvalue()
 
 
@@ -502,20 +534,21 @@ def _encode_gif(pixels: np.ndarray, fps: float, scale: int) -> bytes:
     shown, durations = _timing(len(pixels), fps, tick=10)
     pictures, palette = _palette_pictures(pixels[shown], scale)
     # The palette is given so that it is written once and not with every frame.
-    return _animation(pictures, "GIF", duration=durations, palette=palette, optimize=True)
+    return _animation(pictures, "GIF", fps, duration=durations, palette=palette, optimize=True)
 
 
 def _encode_png(pixels: np.ndarray, fps: float, scale: int) -> bytes:
     shown, durations = _timing(len(pixels), fps, tick=1)
     pictures, _ = _palette_pictures(pixels[shown], scale)
-    return _animation(pictures, "PNG", duration=durations)
+    return _animation(pictures, "PNG", fps, duration=durations)
 
 
 def _encode_webp(pixels: np.ndarray, fps: float, scale: int) -> bytes:
     shown, durations = _timing(len(pixels), fps, tick=1)
     pictures = [Image.fromarray(frame) for frame in _enlarge(pixels[shown], scale)]
     # Lossless, quality is effort: more takes a hundred times as long for a tenth of the size.
-    return _animation(pictures, "WEBP", duration=durations, lossless=True, quality=80, method=3)
+    options = {"lossless": True, "quality": 80, "method": 3}
+    return _animation(pictures, "WEBP", fps, duration=durations, **options)
 
 
 def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:

@@ -169,6 +169,18 @@ def compilations():
         listening.clear()
 
 
+def wait_until(frame, condition: str) -> None:
+    """Waits until a condition in JavaScript holds in a page of a browser, or in a frame of one.
+
+    Unlike the browser's own `wait_for_function`, which needs a page that may evaluate strings.
+    """
+    for _ in range(1500):
+        if frame.evaluate(condition):
+            return
+        frame.wait_for_timeout(20)
+    raise AssertionError(f"{condition} has not come true")
+
+
 def refuses(call, argument: str, *shown: str) -> None:
     """Asserts that `call` raises, names the argument, shows the rest, and compiles nothing."""
     import pytest

@@ -13,6 +13,7 @@ from flax import nnx
 
 from nca_helpers import NCA, seed_state
 from nca_helpers.checkpoint import pretrained
+from nca_helpers.model import weights_of
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -49,12 +50,8 @@ def test_the_evojax_formulation_takes_the_same_steps():
 
     nca, states = pretrained("🦎", "growing"), jnp.stack([seed_state(12, 12)] * 2)
     fire = jax.random.bernoulli(jax.random.key(4), 0.5, (6, 2, 12, 12))
-    weights = {
-        f"{layer}/{kind}": np.asarray(getattr(getattr(nca, layer), kind)[...])
-        for layer in ("hidden", "update")
-        for kind in ("kernel", "bias")
-    }
-    found = with_evojax.check(weights | {"states": np.asarray(states), "masks": np.asarray(fire)})
+    given = weights_of(nca) | {"states": np.asarray(states), "masks": np.asarray(fire)}
+    found = with_evojax.check(given)
     expected = states
     for mask in fire:
         expected = nca.step(expected, mask)
@@ -72,12 +69,27 @@ def test_the_readme_quotes_the_measured_ratios():
     results = json.loads((BENCHMARKS / "speed.json").read_text(encoding="utf-8"))["cpu"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
-    def quoted(row):
-        if row is None:
-            return "–"
-        return f"{row['ratio']:.1f}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
+    def quoted(ratio):
+        return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+
+    def ratios(task, rival):
+        rows = (entry["contestants"].get(rival) for name, entry in results.items() if task in name)
+        return [row["ratio"] for row in rows if row]
 
     assert results
-    for entry in results.values():
-        rows = map(entry["contestants"].get, ("with_cax", "with_evojax", "with_torch"))
-        assert f"| {entry['title']} | {' | '.join(map(quoted, rows))} |" in readme
+    for name, entry in results.items():
+        rivals = (ratios(name, rival) for rival in ("with_cax", "with_evojax", "with_torch"))
+        row = " | ".join(quoted(*found) if found else "–" for found in rivals)
+        assert f"| {entry['title']} | {row} |" in readme
+    for task, title in (("train_", "train step"), ("generation_", "generation")):
+        rivals = (ratios(task, rival) for rival in ("with_cax", "with_evojax"))
+        row = " | ".join(
+            f"{quoted(min(found))} to {quoted(max(found))}" if found else "–" for found in rivals
+        )
+        assert f"| time of a {title} | {row} | 1 |" in readme
+    cax, here = (
+        f"{results['train_full']['contestants'][name]['memory_gb']:.1f} GB"
+        for name in ("with_cax", "here")
+    )
+    (memory,) = (line for line in readme.splitlines() if line.startswith("| memory of a train"))
+    assert f"| {cax} | – | {here} |" in memory

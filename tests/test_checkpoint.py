@@ -217,6 +217,10 @@ def test_save_refuses(tmp_path):
             save_nca(path, small_nca(), note=value)
     with pytest.raises(TypeError, match="nca must be an NCA, got PosixPath"):
         save_nca(small_nca(), path)
+    for name in ("step", "__call__"):
+        other = type("Other", (NCA,), {name: lambda self, state, *_, **__: state})
+        with pytest.raises(TypeError, match=r"nca is a Other with a rule of its own; .* weights"):
+            save_nca(path, other(rngs=nnx.Rngs(0)))
     half = small_nca()
     half.hidden.kernel = nnx.Param(half.hidden.kernel[...].astype(jnp.bfloat16))
     with pytest.raises(ValueError, match=r"hidden/kernel must be float32 .* got bfloat16"):

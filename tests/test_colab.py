@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 # The cell that downloads, and what is saved, in terms of the name.
 NOTEBOOKS = {
     FOLDER / "01_growing_with_gradients.ipynb": ("download", "{name}"),
-    FOLDER / "02_growing_with_pgpe.ipynb": ("play", "{name}_evolved"),
+    FOLDER / "02_growing_with_pgpe.ipynb": ("download", "{name}_evolved"),
 }
 
 
@@ -23,8 +23,7 @@ def source(notebook, cell_id):
 
 def download(notebook, **names):
     """Runs what a notebook downloads with."""
-    cell = source(notebook, NOTEBOOKS[notebook][0])
-    exec(cell[cell.index('if "google.colab"') :], {"sys": sys} | names)
+    exec(source(notebook, NOTEBOOKS[notebook][0]), {"sys": sys} | names)
 
 
 @pytest.fixture

@@ -218,8 +218,14 @@ def test_an_unknown_side_is_refused(side):
 @pytest.mark.parametrize("radius", [-1.0, -0.5, float("nan")])
 def test_a_radius_below_zero_is_refused(radius, kind):
     state, given = np.ones((4, 4, 4), np.float32), kind(radius)
-    reference.refuses(lambda: circle(state, (1, 1), given), "radius", str(radius))
-    reference.refuses(lambda: hole(state, given), "radius", str(radius))
+    reference.refuses(lambda: circle(state, (1, 1), given), "radius", repr(given))
+    reference.refuses(lambda: hole(state, given), "radius", repr(given))
+
+
+@pytest.mark.parametrize("radius", [None, "1", np.ones(2)], ids=str)
+def test_a_radius_that_is_no_number_is_refused(radius):
+    state = np.ones((4, 4, 4), np.float32)
+    reference.refuses(lambda: circle(state, (1, 1), radius), "radius", repr(radius))
 
 
 @EACH_WOUND
@@ -284,3 +290,27 @@ def test_robustness_reports_a_state_that_is_not_a_number():
     )
     assert (row["survived"], row["died"], row["nan"]) == (0, 0, 1)
     assert np.isnan(row["log10_loss"])
+
+
+TARGET = np.zeros((8, 8, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("target", TARGET[0], "(8, 4)"),
+        ("target", TARGET[..., :3], "(8, 8, 3)"),
+        ("target", TARGET[None], "(1, 8, 8, 4)"),
+        ("target", TARGET + np.nan, "NaN or infinity 256 times"),
+        *(("wound_step", value, repr(value)) for value in (-1, 2.0, None, True)),
+        *(("recovery_steps", value, repr(value)) for value in (-1, 2.5, None)),
+        *(("num_rollouts", value, repr(value)) for value in (0, -1, 2.0)),
+    ],
+)
+def test_robustness_refuses(name, value, shown):
+    def wound(states, key):
+        raise AssertionError("wounded")
+
+    given = {"nca": idle_nca(), "target": TARGET, "wounds": {"any": wound}, "key": KEY}
+    given |= {"wound_step": 1, "recovery_steps": 1, "num_rollouts": 1, name: value}
+    reference.refuses(lambda: robustness(**given), name, shown)

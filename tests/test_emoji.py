@@ -356,12 +356,19 @@ def refused_sources():
     png = encode(Image.new("RGB", (64, 64), "red"))
     broken = bytearray(png)
     broken[len(png) // 2] ^= 1
+    lost = encode(Image.effect_noise((64, 64), 50).convert("RGB"))
+    length = lost.index(b"IDAT") - 4
+    lost = lost[:length] + (1000).to_bytes(4, "big") + lost[length + 4 :]
+    jpeg = encode(Image.effect_noise((64, 64), 50), "JPEG")
     nan = np.full((4, 4, 4), np.nan)
     yield from (
         ("empty bytes", b"", "0 bytes"),
         ("text", b"<!DOCTYPE html><html>", "begin with b'<!DOCTYPE html"),
         ("half a PNG", png[: len(png) // 2], "no readable picture"),
         ("a flipped bit", bytes(broken), "no readable picture"),
+        ("half a PNG, opened", Image.open(io.BytesIO(png[: len(png) // 2])), "no readable picture"),
+        ("lost in a PNG, opened", Image.open(io.BytesIO(lost)), "broken PNG file"),
+        ("half a JPEG, opened", Image.open(io.BytesIO(jpeg[: len(jpeg) // 2])), "truncated"),
         ("zero width", Image.new("RGBA", (0, 5)), "zero size, 0×5"),
         ("fully transparent", Image.new("RGBA", (5, 5), (255, 0, 0, 0)), "fully transparent"),
         ("grey float", Image.new("F", (5, 5)), "mode F"),
@@ -606,7 +613,7 @@ def test_malformed_address(url):
         load_image(url)
 
 
-@pytest.mark.parametrize("value", ["1", "true", "TRUE"])
+@pytest.mark.parametrize("value", ["1", "true", "TRUE", "Yes", "on"])
 def test_offline_touches_no_network(server, picture, monkeypatch, no_network, value):
     server.answers[FLAMINGO_URL] = encode(picture)
     with pytest.raises(LookupError, match="download: not tried, offline"):
@@ -617,12 +624,22 @@ def test_offline_touches_no_network(server, picture, monkeypatch, no_network, va
     assert server.requests == []
 
 
-@pytest.mark.parametrize(("value", "offline"), [("1", False), ("0", None), ("", None)])
+@pytest.mark.parametrize(
+    ("value", "offline"),
+    [("1", False), *((value, None) for value in ("0", "", "false", "No", "OFF"))],
+)
 def test_online_in_spite_of_the_environment(server, picture, monkeypatch, value, offline):
     monkeypatch.setenv("NCA_OFFLINE", value)
     server.answers[FLAMINGO_URL] = encode(picture)
     load_emoji(FLAMINGO, offline=offline)
     assert server.requests == [FLAMINGO_URL]
+
+
+@pytest.mark.parametrize("value", ["2", "ja", " "])
+def test_neither_online_nor_offline_is_refused(monkeypatch, no_network, value):
+    monkeypatch.setenv("NCA_OFFLINE", value)
+    with pytest.raises(ValueError, match=f"NCA_OFFLINE must be 1, .* or empty, got '{value}'"):
+        load_emoji("🦎")
 
 
 def test_half_written_cache_is_dropped_and_fetched_again(server, picture, tmp_path):

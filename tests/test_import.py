@@ -3,6 +3,7 @@
 import ast
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,18 +14,10 @@ import pytest
 import nca_helpers
 
 PACKAGE = Path(nca_helpers.__file__).parent
-# A module imports only what stands to the left of it.
-ORDER = (
-    "model",
-    "rollout",
-    "damage",
-    "pgpe",
-    "population",
-    "emoji",
-    "video",
-    "player",
-    "checkpoint",
-)
+README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+# A module imports only what stands above it in this table.
+TABLE = README.partition("| module | what it is |\n")[2].partition("\n\n")[0]
+ORDER = re.findall(r"^\| `(\w+)` \|", TABLE, re.MULTILINE)
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 NAMES = [
     "NCA",
@@ -33,6 +26,7 @@ NAMES = [
     "seed_state",
     "rollout",
     "rollout_frames",
+    "population_fitness",
     "load_emoji",
     "load_image",
     "to_rgb",
@@ -41,6 +35,12 @@ NAMES = [
     "save_nca",
     "load_nca",
     "pretrained",
+    "pretrained_meta",
+    "save_run",
+    "restore_run",
+    "player_html",
+    "save_player",
+    "show_player",
 ]
 
 PROBE = """
@@ -136,6 +136,10 @@ def test_a_module_imports_only_what_stands_above_it(module):
     assert module in ORDER, f"{module}.py has no place in the package"
     imported = imported_modules((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
     assert imported <= set(ORDER[: ORDER.index(module)])
+
+
+def test_the_readme_lists_every_module_once():
+    assert sorted(ORDER) == MODULES
 
 
 def test_the_package_has_no_subpackages():

@@ -94,6 +94,8 @@ def test_an_interrupted_loop_keeps_what_it_learnt_and_goes_on(reader):
     learnt = "print(progress.step, float(abs(nca.update.kernel[...]).sum()))"
     steps, weight = map(float, reader.run(learnt).split())
     assert 0 < steps < 2000 and weight > 0
+    saved = reader.run("print(nca_helpers.restore_run(run_folder, run(), **settings)[1])")
+    assert int(saved) == steps
 
     second = reader.run(cells["loop"], interrupt_after=rf"step {int(steps) + 1}")
     assert f"step {int(steps) + 1}/2000" in second

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from reference import wait_until
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120
@@ -38,11 +39,13 @@ def lab(tmp_path):
     try:
         for _ in range(PATIENCE):
             try:
-                urllib.request.urlopen(f"{address}/api")
+                urllib.request.urlopen(f"{address}/api", timeout=5)
                 break
             except OSError:
                 assert server.poll() is None, "the server has ended"
                 time.sleep(0.5)
+        else:
+            pytest.fail("the server does not answer")
         yield address
     finally:
         server.terminate()
@@ -67,7 +70,7 @@ def test_the_playground_plays(lab, browser):
     page.locator("iframe[title='Neural cellular automaton']").scroll_into_view_if_needed()
     (player,) = (frame for frame in page.frames if frame.evaluate("'player' in window"))
     before = player.evaluate("player.stats().steps")
-    player.wait_for_function(f"player.stats().steps > {before}", polling=200)
+    wait_until(player, f"player.stats().steps > {before}")
 
     # What the menu says is what the cells below it load.
     menu = page.locator(".widget-dropdown select").first

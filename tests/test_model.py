@@ -1,5 +1,7 @@
 """The cell against a NumPy float64 reference, and the symmetries and edges of one step."""
 
+import functools
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -407,7 +409,10 @@ def test_seed_state_has_sixteen_channels():
         ("fire_rate", 1.5),
         ("fire_rate", -0.1),
         ("fire_rate", float("nan")),
+        ("fire_rate", None),
         ("alive_threshold", float("nan")),
+        ("alive_threshold", None),
+        ("alive_threshold", "0.1"),
     ],
 )
 def test_nca_refuses(argument, value):
@@ -419,6 +424,39 @@ def test_nca_refuses(argument, value):
 def test_step_refuses_a_fire_rate_outside_zero_to_one(fire_rate):
     nca, state = make_nca(), np.zeros((5, 7, CHANNELS), np.float32)
     reference.refuses(lambda: nca(state, KEY, fire_rate=fire_rate), "fire_rate", str(fire_rate))
+
+
+NO_NUMBERS = [None, "x", True, 1j, float("nan"), np.inf, 1e39, [0.1], np.arange(4.0), np.array("x")]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+def test_what_is_no_number_is_refused(value):
+    nca, state = make_nca(), np.zeros((5, 7, CHANNELS), np.float32)
+    shown = f"got {value!r}"
+    reference.refuses(lambda: perceive(state, value), "angle must be a finite number", shown)
+    for name in ("angle", "step_size"):
+        for step, chance in ((nca, KEY), (nca.step, np.ones((5, 7), bool))):
+            call = functools.partial(step, state, chance, **{name: value})
+            reference.refuses(call, f"{name} must be a finite number", shown)
+
+
+@pytest.mark.parametrize("name", ["fire_rate", "angle", "step_size"])
+@pytest.mark.parametrize("value", [np.zeros(7, np.float32), np.array(True), np.array(1j)], ids=str)
+def test_what_is_no_number_is_refused_when_traced_too(name, value):
+    nca, state = make_nca(), np.zeros((5, 7, CHANNELS), np.float32)
+    call = jax.jit(lambda value: nca(state, KEY, **{name: value}))
+    reference.refuses(lambda: call(value), f"{name} must be a finite number")
+
+
+@pytest.mark.parametrize(
+    "kind", [int, np.int8, np.float16, np.float64, np.asarray, jnp.bfloat16, jnp.asarray]
+)
+def test_a_number_of_any_kind_is_taken(kind):
+    nca, state = make_nca(), jnp.asarray(reference.random_state(GRID, seed=15), jnp.float32)
+    wanted = nca(state, KEY, fire_rate=1.0, angle=2.0, step_size=1.0)
+    after = nca(state, KEY, fire_rate=kind(1), angle=kind(2), step_size=kind(1))
+    np.testing.assert_allclose(after, wanted, rtol=0, atol=1e-2)
+    np.testing.assert_allclose(perceive(state, kind(2)), perceive(state, 2.0), rtol=0, atol=1e-1)
 
 
 @pytest.mark.parametrize("shape", [(5, 7, CHANNELS + 1), (5, 7, 4), (7, CHANNELS), (CHANNELS,)])

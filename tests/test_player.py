@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from reference import Weights, set_weights, wait_until
 
 from nca_helpers.checkpoint import pretrained, pretrained_meta
 from nca_helpers.emoji import load_emoji
@@ -25,20 +26,9 @@ MANUAL_FRAMES = """
     window.requestAnimationFrame = (callback) => { next = callback; };
     window.turnFrames = (count) => { for (; count > 0; count--) next(); };
 """
-KEY = np.array([0, 7], np.uint32)
 
 
 # Automata whose behaviour is known
-
-
-def set_weights(nca, hidden_kernel, hidden_bias, update_kernel, update_bias) -> NCA:
-    for layer, kernel, bias in (
-        (nca.hidden, hidden_kernel, hidden_bias),
-        (nca.update, update_kernel, update_bias),
-    ):
-        layer.kernel[...] = jnp.asarray(kernel, jnp.float32)
-        layer.bias[...] = jnp.asarray(bias, jnp.float32)
-    return nca
 
 
 def steady_nca(channels=16, hidden=128, seed=2, alpha_bias=0.02, **options) -> NCA:
@@ -54,7 +44,7 @@ def steady_nca(channels=16, hidden=128, seed=2, alpha_bias=0.02, **options) -> N
             kernel[:, unit], bias[unit], update[unit] = 0.0, 0.0, 0.0
             kernel[channel, unit], update[unit, channel] = sign, -0.15 * sign
     nca = NCA(channels=channels, hidden=hidden, rngs=nnx.Rngs(0), **options)
-    return set_weights(nca, kernel, bias, update, update_bias)
+    return set_weights(nca, Weights(kernel, bias, update, update_bias))
 
 
 def adding_nca(bias=(0.1, 0.0, 0.0, 0.2, -0.1), fire_rate=1.0, **options) -> NCA:
@@ -62,7 +52,7 @@ def adding_nca(bias=(0.1, 0.0, 0.0, 0.2, -0.1), fire_rate=1.0, **options) -> NCA
     channels, hidden = len(bias), 4
     nca = NCA(channels=channels, hidden=hidden, fire_rate=fire_rate, rngs=nnx.Rngs(0), **options)
     zeros = np.zeros((3 * channels, hidden)), np.zeros(hidden), np.zeros((hidden, channels))
-    return set_weights(nca, *zeros, bias)
+    return set_weights(nca, Weights(*zeros, bias))
 
 
 def random_state(size, channels, seed=0) -> np.ndarray:
@@ -188,7 +178,8 @@ def test_a_cell_outside_the_living_mask_can_keep_its_neighbour_alive(open_page):
     kernel, update = np.zeros((15, 4)), np.zeros((4, 5))
     kernel[[alpha, y, x, x, y], [0, 0, 1, 2, 3]] = 1, -1, 1, -1, 1
     update[:, alpha] = -5.0  # all that feel life, in alpha or in a slope, lose their own
-    nca = set_weights(adding_nca(), kernel, np.zeros(4), update, [0.1, 0.0, 0.0, 0.3, 0.0])
+    weights = Weights(kernel, np.zeros(4), update, [0.1, 0.0, 0.0, 0.3, 0.0])
+    nca = set_weights(adding_nca(), weights)
     page = open_page(nca, size=9)
     set_state(page, state)
     page.evaluate("player.step(1, {fireAll: true})")
@@ -226,12 +217,21 @@ def test_cells_fire_at_the_fire_rate(open_page, fire_rate, slider):
 # The page by itself
 
 
+def test_it_evaluates_no_strings(browser, tmp_path):
+    script = """new Promise(done => setTimeout(() => {
+        try { done(eval("'evaluated'")); } catch (error) { done(error.name); }
+    }))"""
+    with contextlib.closing(browser.new_page()) as page:
+        page.goto(save_player(tmp_path / "player.html", adding_nca(), size=16).as_uri())
+        assert page.evaluate(script) == "EvalError"
+
+
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_it_grows_by_itself(open_page, motion):
     page = open_page(adding_nca(), size=72, manual=False, reduced_motion=motion)
-    page.wait_for_function("Number(document.querySelector('#steps').textContent) > 9")
+    wait_until(page, "Number(document.querySelector('#steps').textContent) > 9")
     assert int(page.locator("#living").text_content()) > 1
-    page.wait_for_function("Number(document.querySelector('#rate').textContent) > 0")
+    wait_until(page, "Number(document.querySelector('#rate').textContent) > 0")
 
 
 def test_it_starts_from_the_seed(open_page):
@@ -266,7 +266,7 @@ def test_a_server_is_asked_for_the_page_alone(browser):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with contextlib.closing(browser.new_page()) as page:
             page.goto(f"http://127.0.0.1:{server.server_port}/player")
-            page.wait_for_function("player.stats().steps > 20")
+            wait_until(page, "player.stats().steps > 20")
         server.shutdown()
     assert asked == ["/player"]
 
@@ -469,7 +469,7 @@ def test_the_picture_follows_the_theme(open_page):
         const context = document.querySelector("canvas").getContext("2d");
         return context.getImageData(0, 0, 1, 1).data[0] < 64;
     }"""
-    page.wait_for_function(turned_dark, polling=20)
+    wait_until(page, turned_dark)
 
 
 def test_the_keyboard(open_page):
@@ -582,10 +582,10 @@ def test_two_players_in_sandboxed_frames_do_not_interfere(browser):
         assert page.locator("iframe[sandbox='allow-scripts']").count() == 2
         one, other = page.frames[1:]
         for frame in (one, other):
-            frame.wait_for_function("player.stats().steps > 3")
+            wait_until(frame, "player.stats().steps > 3")
         one.get_by_role("button", name="Pause").click()
         steps = one.evaluate("player.stats().steps")
-        other.wait_for_function(f"player.stats().steps > {steps + 20}")
+        wait_until(other, f"player.stats().steps > {steps + 20}")
         assert one.evaluate("player.stats().steps") == steps
         assert [frame.evaluate("player.stats().size") for frame in (one, other)] == [16, 24]
         other.locator("canvas").click(position={"x": 20, "y": 20})
@@ -598,7 +598,7 @@ def test_a_notebook_shows_no_inner_scroll_bar(browser, width):
         content = shown({name: adding_nca() for name in "ab"}, size=16)
         page.set_content(f'<div style="width: {width}px">{content}</div>')
         frame = page.frames[1]
-        frame.wait_for_function("player.stats().steps > 0")
+        wait_until(frame, "player.stats().steps > 0")
         inner, outer = frame.evaluate("[document.documentElement.scrollHeight, innerHeight]")
         assert inner <= outer
         bottom = frame.evaluate("document.querySelector('main').getBoundingClientRect().bottom")
@@ -635,6 +635,11 @@ class OtherRule(NCA):
         return state
 
 
+class OtherCall(NCA):
+    def __call__(self, state, key, **_):
+        return state
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
@@ -644,6 +649,7 @@ class OtherRule(NCA):
         (lambda: {1: adding_nca()}, TypeError, "names in nca must be strings, got 1"),
         (lambda: {"a": adding_nca(), "b": 3}, TypeError, r"nca\['b'\] must be an NCA, got int"),
         (lambda: OtherRule(rngs=nnx.Rngs(0)), TypeError, "OtherRule with a rule of its own"),
+        (lambda: OtherCall(rngs=nnx.Rngs(0)), TypeError, "OtherCall with a rule of its own"),
     ],
 )
 def test_bad_automata_are_named(make, error, message):

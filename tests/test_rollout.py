@@ -658,11 +658,36 @@ def test_half_precision_is_refused(run):
     reference.refuses(lambda: run(make_nca(), state, KEY, 3), "state", "bfloat16", "float32")
 
 
+@BOTH
 @pytest.mark.parametrize("fire_rate", ["often", np.array([0.5, 0.5]), float("nan")])
-def test_a_fire_rate_that_is_no_probability_is_refused(fire_rate):
+def test_a_fire_rate_that_is_no_probability_is_refused(roll, fire_rate):
     state = np.zeros((5, 5, CHANNELS), np.float32)
-    run = functools.partial(rollout, make_nca(), state, KEY, 3, fire_rate=fire_rate)
+    run = functools.partial(roll, make_nca(), state, KEY, 3, fire_rate=fire_rate)
     reference.refuses(run, "fire_rate", "[0, 1]")
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["angle", "step_size"])
+@pytest.mark.parametrize("value", [None, "x", True, float("nan"), np.arange(5.0)], ids=str)
+def test_a_setting_that_is_no_number_is_refused(roll, name, value):
+    state = np.zeros((5, 5, CHANNELS), np.float32)
+    run = functools.partial(roll, make_nca(), state, KEY, 2, **{name: value})
+    reference.refuses(run, f"{name} must be a finite number", f"got {value!r}")
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["fire_rate", "angle", "step_size"])
+def test_a_setting_for_each_column_is_refused_when_traced_too(roll, name):
+    nca, state = make_nca(), np.zeros((5, 5, CHANNELS), np.float32)
+    run = jax.jit(lambda value: roll(nca, state, KEY, 2, **{name: value}))
+    reference.refuses(lambda: run(np.zeros(5, np.float32)), name, "float32[5]")
+
+
+def test_an_angle_for_each_sample():
+    nca, state, angles = make_nca(), make_state(), np.array([0.0, 0.7, -2.0], np.float32)
+    turned = jax.vmap(lambda angle: rollout(nca, state, KEY, STEPS, angle=angle))(angles)
+    for after, angle in zip(turned, angles, strict=True):
+        assert_equal_states(after, plain_last(nca, state, STEPS, angle=angle))
 
 
 def test_more_steps_than_can_be_counted_are_refused():
@@ -693,4 +718,5 @@ def test_a_rule_of_ones_own_is_run():
 
 def test_a_call_of_ones_own_is_refused():
     nca = Impatient(channels=CHANNELS, hidden=HIDDEN, rngs=nnx.Rngs(0))
-    reference.refuses(lambda: rollout(nca, make_state(2), KEY, 3), "nca", "Impatient", "step")
+    state = make_state(2)
+    reference.refuses(lambda: rollout(nca, state, KEY, 3), "nca", "Impatient", "step")

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
@@ -20,7 +21,15 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from nca_helpers import video
-from nca_helpers.video import Progress, plot_loss, save_video, show_video, tile, to_rgb
+from nca_helpers.video import (
+    Progress,
+    plot_loss,
+    save_video,
+    show_images,
+    show_video,
+    tile,
+    to_rgb,
+)
 
 ROOT = Path(__file__).parents[1]
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
@@ -218,6 +227,32 @@ def test_standing_still_keeps_the_duration(tmp_path, ending):
     assert durations == pytest.approx([333.3] * 3, abs=7)
     frames, _, _ = read_back(save_video(tmp_path / f"one{ending}", rgb[:1]))
     assert len(frames) == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "count", "fps"),
+    [
+        (".gif", 2, 0.001),
+        (".gif", 1, 0.001),
+        (".gif", 20_000, 30),
+        (".webp", 2, 1e-5),
+        (".webp", 2, 1e-300),
+        (".gif", 2, 1e-320),
+    ],
+)
+def test_a_picture_that_stands_for_too_long_is_refused(tmp_path, ending, count, fps):
+    frames = np.zeros((count, 2, 2, 3), np.uint8)
+    frames[0] = 255
+    with pytest.raises(ValueError, match=rf"fps.*{fps!r}"):
+        save_video(tmp_path / "new" / f"v{ending}", frames, fps)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("ending", "longest"), [(".gif", 655.35), (".webp", 16_777.2)])
+def test_a_picture_may_stand_for_as_long_as_the_format_has_room_for(tmp_path, ending, longest):
+    frames = np.array([0, 255], np.uint8)[:, None, None, None].repeat(3, axis=-1)
+    _, durations, _ = read_back(save_video(tmp_path / f"v{ending}", frames, 1 / longest))
+    assert durations == pytest.approx([1000 * longest] * 2)
 
 
 def test_a_gif_has_one_palette(tmp_path):
@@ -565,3 +600,25 @@ def test_an_interrupted_run_leaves_its_last_picture(outputs):
     (picture,), text = pictures_and_text(outputs[2])
     assert picture["metadata"]["image/png"]["alt"] == "After 10 of 100 steps: loss"
     assert text.splitlines()[-1].startswith("stopped after step 10/100")
+
+
+# show_images
+
+
+def test_pictures_are_shown_with_their_words(monkeypatch):
+    shown, images = [], []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+
+    class Images(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag == "img":
+                images.append(dict(attributes))
+
+    pictures, alt = to_rgb(growth(3)), 'A "disc" <that> grows'
+    assert show_images(pictures, ["a", "b", "c"], alt=alt, height=96, columns=2) is None
+    Images().feed(shown[0].data)
+    assert [image["alt"] for image in images] == [alt] * 3
+    assert {image["height"] for image in images} == {"96"}
+    for image, picture in zip(images, pictures, strict=True):
+        (pixels, *_), _, _ = read_back(base64.b64decode(image["src"].partition(",")[2]))
+        np.testing.assert_allclose(pixels / 255, picture, atol=1 / 255)
