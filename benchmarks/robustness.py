@@ -7,6 +7,7 @@ undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv.
 """
 
 import csv
+import io
 import os
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from nca_helpers import (
     robustness,
 )
 from nca_helpers.damage import SIDES
+from nca_helpers.emoji import replace_file
 
 EMOJI = "🦎"
 TABLE = Path(__file__).parent.parent / "nca_helpers" / "data" / "robustness.csv"
@@ -83,10 +85,11 @@ def main() -> None:
         for row in rows:
             if row["regime"] == regime:
                 print(*row.values(), sep="\t")
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, fieldnames=rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(TABLE, lines.getvalue().encode())
 
 
 if __name__ == "__main__":
