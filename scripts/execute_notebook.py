@@ -7,13 +7,14 @@ fails, so that the failure can be looked at.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from nca_helpers.emoji import replace_file
 
 
 class FollowedClient(NotebookClient):
@@ -59,10 +60,7 @@ def execute(notebook: nbformat.NotebookNode, target: Path, folder: Path = Path()
         client.execute()
     finally:
         join_streams(notebook)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        nbformat.write(notebook, partial)
-        os.replace(partial, target)
+        replace_file(target, f"{nbformat.writes(notebook)}\n".encode())
 
 
 def main() -> None:
