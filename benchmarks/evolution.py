@@ -42,7 +42,7 @@ from notebook_cells import run_cells
 
 import nca_helpers
 from nca_helpers import PGPE, clipup, halve, hole, robustness
-from nca_helpers.emoji import replace_file
+from nca_helpers.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "nca_helpers" / "data" / "evolution.csv"

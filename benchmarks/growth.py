@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from speed import machine
 
 from nca_helpers import NCA, population_fitness, rollout
-from nca_helpers.emoji import replace_file
+from nca_helpers.files import replace_file
 
 FOLDER = Path(__file__).resolve().parent
 ROUNDS = 5

@@ -29,7 +29,7 @@ from nca_helpers import (
     robustness,
 )
 from nca_helpers.damage import SIDES
-from nca_helpers.emoji import replace_file
+from nca_helpers.files import replace_file
 
 EMOJI = "🦎"
 TABLE = Path(__file__).parent.parent / "nca_helpers" / "data" / "robustness.csv"

@@ -29,7 +29,7 @@ from flax import nnx
 from here import masks
 
 from nca_helpers import NCA, load_emoji, pretrained, rollout, seed_state
-from nca_helpers.emoji import replace_file
+from nca_helpers.files import replace_file
 from nca_helpers.model import weights_of
 
 FOLDER = Path(__file__).resolve().parent

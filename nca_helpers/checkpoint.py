@@ -36,10 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nca_helpers.emoji import emoji_name, replace_file
+from nca_helpers.checks import check_integer
+from nca_helpers.emoji import emoji_name
+from nca_helpers.files import replace_file
 from nca_helpers.model import (
     NCA,
-    check_integer,
     has_own_rule,
     set_weights,
     weight_shapes,

@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from nca_helpers.checks import check_integer, check_number, check_state
 from nca_helpers.model import (
     NCA,
-    check_integer,
-    check_number,
-    check_state,
     living_mask,
     seed_state,
 )

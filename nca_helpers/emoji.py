@@ -11,15 +11,14 @@ import io
 import os
 import re
 import sys
-import time
-import uuid
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError, features
 
-from nca_helpers.model import check_integer
+from nca_helpers.checks import check_integer
+from nca_helpers.files import fetch, replace_file
 
 __all__ = ["BUNDLED", "emoji_name", "emoji_url", "load_emoji", "load_image", "render_emoji"]
 
@@ -28,7 +27,6 @@ BUNDLED = ("🦎", "😀", "💥", "👁", "🐠", "🦋", "🐞", "🕸", "🥨
 # The branch `main` of noto-emoji moves its folders; a tag does not.
 NOTO_TAG = "v2.048"
 NOTO_URL = f"https://raw.githubusercontent.com/googlefonts/noto-emoji/{NOTO_TAG}"
-TIMEOUT = 10.0  # seconds
 LARGEST_EMOJI = 2**20  # bytes
 LARGEST_PICTURE = 2**26  # bytes
 
@@ -159,18 +157,6 @@ def load_image(
         ) from error
 
 
-def replace_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file as a whole or not at all: what fails or is interrupted leaves the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def render_emoji(emoji: str) -> Image.Image:
     """Draws an emoji with the installed font Noto Color Emoji.
 
@@ -258,7 +244,7 @@ def _read(source: object) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(bytes(source))
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _decode(_fetch(source, LARGEST_PICTURE))
+        return _decode(fetch(source, LARGEST_PICTURE))
     if isinstance(source, (str, os.PathLike)):
         path = os.path.expanduser(source)
         if not os.path.isfile(path):
@@ -277,28 +263,6 @@ def _from_array(values: np.ndarray) -> Image.Image:
     if values.dtype != np.uint8:
         raise ValueError(f"its dtype is {values.dtype}, neither uint8 nor a float in [0, 1]")
     return Image.fromarray(values).convert("RGBA")
-
-
-def _fetch(url: str, limit: int) -> bytes:
-    import requests
-    from urllib3.exceptions import HTTPError
-
-    data, deadline = bytearray(), time.monotonic() + TIMEOUT
-    try:
-        with requests.get(url, timeout=TIMEOUT, stream=True) as response:
-            response.raise_for_status()
-            # read1 returns what has arrived: a server that trickles cannot outlast the deadline.
-            while chunk := response.raw.read1(2**16, decode_content=True):
-                data += chunk
-                if len(data) > limit:
-                    raise OSError(f"{url} has more than {limit} bytes")
-                if time.monotonic() > deadline:
-                    raise OSError(f"{url} took longer than {TIMEOUT} seconds")
-    except (requests.RequestException, HTTPError) as error:
-        # The reason alone: around it requests wraps two layers of words.
-        reason = getattr(error.args[0] if error.args else None, "reason", error)
-        raise OSError(f"{url} cannot be downloaded ({reason})") from error
-    return bytes(data)
 
 
 def _is_offline() -> bool:
@@ -341,7 +305,7 @@ def _cached(emoji: str) -> Image.Image:
 
 
 def _downloaded(emoji: str) -> Image.Image:
-    data = _fetch(emoji_url(emoji), LARGEST_EMOJI)
+    data = fetch(emoji_url(emoji), LARGEST_EMOJI)
     picture = _decode(data, ("PNG",))
     # The cache is a convenience: where it cannot be written, life goes on without.
     with contextlib.suppress(OSError, RuntimeError):

@@ -22,10 +22,10 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
+from nca_helpers.checks import check_integer, check_number, check_state
+
 ALIVE_THRESHOLD = 0.1
 FIRE_RATE = 0.5
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def seed_state(height: int, width: int, channels: int = 16) -> Array:
@@ -244,59 +244,12 @@ def _sample_keys(key: Array, count: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
-def check_state(state: Array, channels: int | None = None) -> None:
-    """Raises ValueError unless `state` is `(..., height, width, channels)` of floats.
-
-    Args:
-        state: What to check.
-        channels: The channels that it must have; any number from 4 on if None.
-    """
-    shape = jnp.shape(state)
-    wanted = "at least 4" if channels is None else str(channels)
-    if len(shape) < 3 or (shape[-1] < 4 if channels is None else shape[-1] != channels):
-        raise ValueError(
-            f"state must have shape (..., height, width, channels) with {wanted} channels, "
-            f"got shape {shape}"
-        )
-    dtype = jnp.result_type(state)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"state must hold floats, got {dtype}")
-
-
 def check_settings(fire_rate: Any, angle: Any, step_size: Any) -> None:
     """Raises ValueError unless a step accepts these; None is the automaton's own fire rate."""
     if fire_rate is not None:
         check_number("fire_rate", fire_rate, 0, 1)
     check_number("angle", angle)
     check_number("step_size", step_size)
-
-
-def check_number(
-    name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf
-) -> None:
-    """Raises ValueError unless `value` is one number of that range that float32 can hold.
-
-    An array without axes is one too. Of a traced one only the type can be checked.
-    """
-    dtype = getattr(value, "dtype", type(value))
-    is_number = (
-        isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
-        and (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
-        and np.ndim(value) == 0
-    )
-    if is_number and not isinstance(value, jax.core.Tracer):
-        is_number = minimum <= float(value) <= maximum and abs(float(value)) <= _LARGEST
-    if not is_number:
-        raise ValueError(f"{name} must be a finite number in [{minimum}, {maximum}], got {value!r}")
-
-
-def check_integer(name: str, value: int, minimum: int, maximum: int | None = None) -> int:
-    """Returns `value`; raises ValueError unless it is an integer in that range."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or value < minimum or (maximum is not None and value > maximum):
-        range_ = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-        raise ValueError(f"{name} must be an integer {range_}, got {value!r}")
-    return int(value)
 
 
 def _any_of_three(mask: Array, axis: int) -> Array:

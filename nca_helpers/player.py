@@ -18,8 +18,9 @@ from string import Template
 
 import numpy as np
 
-from nca_helpers.emoji import replace_file
-from nca_helpers.model import NCA, check_integer, has_own_rule, weight_shapes, weights_of
+from nca_helpers.checks import check_integer
+from nca_helpers.files import replace_file
+from nca_helpers.model import NCA, has_own_rule, weight_shapes, weights_of
 
 __all__ = ["player_html", "save_player", "show_player"]
 

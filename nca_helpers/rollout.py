@@ -26,11 +26,10 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from nca_helpers.checks import check_integer, check_state
 from nca_helpers.model import (
     NCA,
-    check_integer,
     check_settings,
-    check_state,
     living_mask,
     perceive,
     widen,

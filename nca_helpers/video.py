@@ -29,8 +29,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from nca_helpers.emoji import replace_file
-from nca_helpers.model import check_integer
+from nca_helpers.checks import check_integer
+from nca_helpers.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

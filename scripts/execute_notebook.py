@@ -14,7 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from nca_helpers.emoji import replace_file
+from nca_helpers.files import replace_file
 
 
 class FollowedClient(NotebookClient):
