@@ -10,13 +10,15 @@ from nca_helpers.checkpoint import (
     save_nca,
     save_run,
 )
-from nca_helpers.damage import circle, halve, hole, random_circles, robustness
+from nca_helpers.damage import circle, halve, hole, random_circles
+from nca_helpers.devices import use_every_core
 from nca_helpers.emoji import emoji_name, load_emoji, load_image
+from nca_helpers.measure import robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, clipup, pair_keys
 from nca_helpers.player import player_html, save_player, show_player
 from nca_helpers.population import population_fitness, spread_generation
-from nca_helpers.rollout import rollout, rollout_frames
+from nca_helpers.rollouts import rollout, rollout_frames
 from nca_helpers.video import (
     Progress,
     plot_loss,
@@ -65,4 +67,5 @@ __all__ = [
     "spread_generation",
     "tile",
     "to_rgb",
+    "use_every_core",
 ]

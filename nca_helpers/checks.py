@@ -90,3 +90,11 @@ def check_finite(name: str, values: Any) -> None:
         bad = int((~np.isfinite(np.asarray(values))).sum())
         if bad:
             raise ValueError(f"{name} must be finite, got NaN or infinity {bad} times")
+
+
+def check_key(name: str, key: Any) -> None:
+    """Raises ValueError unless `key` is one random key, as of `jax.random.key` or `PRNGKey`."""
+    is_array = isinstance(key, np.ndarray | jax.Array)
+    is_typed = is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
+    is_old = is_array and key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+    require(is_typed or is_old, name, "one random key, as jax.random.key(0) makes it", key)

@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
-from nca_helpers.checks import check_integer, check_number, check_state
+from nca_helpers.checks import check_integer, check_number, check_state, require
 
 ALIVE_THRESHOLD = 0.1
 FIRE_RATE = 0.5
@@ -46,7 +46,8 @@ def seed_state(height: int, width: int, channels: int = 16) -> Array:
     check_integer("height", height, 1)
     check_integer("width", width, 1)
     check_integer("channels", channels, 4)
-    return jnp.zeros((height, width, channels)).at[height // 2, width // 2, 3:].set(1.0)
+    empty = jnp.zeros((height, width, channels), jnp.float32)
+    return empty.at[height // 2, width // 2, 3:].set(1.0)
 
 
 def living_mask(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
@@ -63,7 +64,15 @@ def living_mask(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
         ValueError: `state` has another shape or holds no floats.
     """
     check_state(state)
-    return widen(state[..., 3] > threshold)
+    return widen(mature(state, threshold))
+
+
+def mature(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
+    """Returns which cells have an alpha strictly above the threshold, or one that is NaN.
+
+    A NaN that counted as dead would be emptied, and an explosion look like a death.
+    """
+    return ~(state[..., 3] <= threshold)
 
 
 def widen(mask: Array) -> Array:
@@ -161,9 +170,12 @@ class NCA(nnx.Module):
             and after the update.
 
         Raises:
-            ValueError: `state`, `angle` or `step_size` is not what is accepted.
+            ValueError: An argument is not what is accepted.
         """
         check_settings(None, angle, step_size)
+        check_state(state, self.channels)
+        is_mask = jnp.shape(fire) == state.shape[:-1] and jnp.issubdtype(fire.dtype, bool)
+        require(is_mask, "fire", f"booleans of shape {state.shape[:-1]}", fire)
         before = living_mask(state, self.alive_threshold)
         update = self.update(nnx.relu(self.hidden(perceive(state, angle))))
         state = state + jnp.where(fire[..., None], step_size * update, 0.0)
@@ -196,18 +208,41 @@ class NCA(nnx.Module):
         """
         check_state(state, self.channels)
         check_settings(fire_rate, angle, step_size)
-        # A product, for the draw takes no integers.
-        rate = self.fire_rate if fire_rate is None else 1.0 * fire_rate
+        rate = self.fire_rate if fire_rate is None else fire_rate
         *batch, height, width, _ = state.shape
-        keys = _sample_keys(key, math.prod(batch))
-        fire = jax.vmap(lambda key: jax.random.bernoulli(key, rate, (height, width)))(keys)
-        fire = fire.reshape(state.shape[:-1])
-        return self.step(state, fire, angle=angle, step_size=step_size)
+        samples = jnp.arange(math.prod(batch))
+        fire = jax.vmap(lambda sample: fire_mask(key, sample, rate, (height, width)))(samples)
+        return self.step(state, fire.reshape(state.shape[:-1]), angle=angle, step_size=step_size)
+
+
+def fire_mask(
+    key: Array, sample: int | Array, rate: float | Array, shape: tuple[int, int]
+) -> Array:
+    """Draws which cells of one sample fire in one step, (height, width) booleans.
+
+    It depends on the step's key and on the sample's place in its batch, not on how many samples
+    there are or which device holds them.
+    """
+    # A product, for the draw takes no integers.
+    return jax.random.bernoulli(jax.random.fold_in(key, sample), 1.0 * rate, shape)
 
 
 def has_own_rule(nca: NCA) -> bool:
-    """Returns whether a subclass steps in another way than the weights alone say."""
-    return type(nca).step is not NCA.step or type(nca).__call__ is not NCA.__call__
+    """Returns whether the automaton steps in another way than `NCA`'s four weights alone say.
+
+    So does one with a method overridden, other layers, or more variables than those weights.
+    """
+    overridden = any(
+        name in vars(nca) or getattr(type(nca), name) is not getattr(NCA, name)
+        for name in ("step", "__call__")
+    )
+    if overridden or type(nca.hidden) is not nnx.Linear or type(nca.update) is not nnx.Linear:
+        return True
+    shapes = {
+        "/".join(map(str, path)): jnp.shape(variable[...])
+        for path, variable in nnx.to_flat_state(nnx.state(nca))
+    }
+    return shapes != weight_shapes(nca.channels, nca.hidden_size)
 
 
 def weight_shapes(channels: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -235,15 +270,6 @@ def _weight_variables(nca: NCA | nnx.State) -> dict[str, nnx.Variable]:
     return {name: operator.attrgetter(name.replace("/", "."))(nca) for name in weight_shapes(0, 0)}
 
 
-def _sample_keys(key: Array, count: int) -> Array:
-    """Returns one key for each sample of a batch.
-
-    A sample's draw then depends on its place in the batch alone, not on how many samples there
-    are or which device holds them.
-    """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-
-
 def check_settings(fire_rate: Any, angle: Any, step_size: Any) -> None:
     """Raises ValueError unless a step accepts these; None is the automaton's own fire rate."""
     if fire_rate is not None:
@@ -261,7 +287,6 @@ def _any_of_three(mask: Array, axis: int) -> Array:
     return before | here | after
 
 
-@jax.custom_vjp
 def _sobel(state: Array) -> tuple[Array, Array]:
     """Returns the gradients along x and y: Sobel filters divided by 8, zeros outside.
 
@@ -275,17 +300,3 @@ def _sobel(state: Array) -> tuple[Array, Array]:
     along_x = smooth[..., 2:, :] - smooth[..., :-2, :]
     along_y = slope[..., :-2, :] + 2 * slope[..., 1:-1, :] + slope[..., 2:, :]
     return along_x, along_y
-
-
-def _sobel_forward(state):
-    return _sobel(state), None
-
-
-def _sobel_backward(_, cotangents):
-    # A Sobel filter is antisymmetric, so its adjoint is its negative: the backward pass is as
-    # cheap as the forward one.
-    cotangent_x, cotangent_y = cotangents
-    return (-_sobel(cotangent_x)[0] - _sobel(cotangent_y)[1],)
-
-
-_sobel.defvjp(_sobel_forward, _sobel_backward)

@@ -1,4 +1,4 @@
-"""Space: a population's fitness, its members spread over the devices that exist.
+"""Evolution over devices: a population's fitness, and a whole generation.
 
     @jax.jit
     def generation(state):
@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
+from nca_helpers.checks import require
+from nca_helpers.devices import find_mesh, move, spread
 from nca_helpers.pgpe import PGPE, PGPEState
 
 
@@ -41,8 +41,8 @@ def population_fitness(
         population: (population_size, n). A size that the number of devices does not divide is
             filled up with copies of the last member, whose scores are dropped.
         keys: One key for each member, (population_size,), or (population_size, 2) of the old kind.
-        mesh: The devices, in any shape, over all of whose axes the members are spread; None
-            takes all devices of all processes.
+        mesh: The devices, in any shape, over all of whose axes the members are spread. None takes
+            the mesh in force (`jax.set_mesh`), else all devices of all processes.
 
     Returns:
         (population_size,) scores, on every device. Inside a caller's `jax.shard_map` each device
@@ -50,24 +50,13 @@ def population_fitness(
 
     Raises:
         ValueError: The population is no matrix or is empty, the keys are not as many, the mesh is
-            no mesh, or the fitness is not one number.
+            no mesh or not the one in force, or the fitness is not one number.
     """
-    size = _check(fitness, population, keys, mesh)
-    if jax.sharding.get_abstract_mesh().manual_axes:  # Already spread, by a caller's shard_map.
-        return _score(fitness, population, keys)
-    mesh = _as_mesh(mesh)
-    fill = -size % mesh.size
-    population, keys = (_fill_up(array, fill) for array in (population, keys))
-    members = P(mesh.axis_names)
-
-    def score(population, keys):  # Gathered here, or the compiler would spread what follows too.
-        share = _score(fitness, population, keys)
-        return jax.lax.all_gather(share, mesh.axis_names, tiled=True)
-
-    spread = jax.shard_map(
-        score, mesh=mesh, in_specs=(members, members), out_specs=P(), check_vma=False
-    )
-    return spread(population, keys)[:size]
+    _check(fitness, population, keys)
+    mesh = find_mesh((population, keys), mesh, inside_jit=True)
+    members = move((population, keys), mesh)
+    scores, _ = spread(lambda _, members, __: (_score(fitness, *members), ()), mesh, members, ())
+    return scores
 
 
 def spread_generation(
@@ -96,50 +85,37 @@ def spread_generation(
         The next generation's state, and the fitness, (population_size,); both on every device.
 
     Raises:
-        ValueError: The mesh is no mesh, or the fitness is not one number.
+        ValueError: The mesh is no mesh or not the one in force, or the fitness is not one number.
     """
-    size = pgpe.population_size
-    _check(fitness, jax.eval_shape(pgpe.ask, state), jax.eval_shape(pgpe.keys, state), mesh)
-    mesh = _as_mesh(mesh)
-    share = -(-(size // 2) // mesh.size)
+    _check(fitness, jax.eval_shape(pgpe.ask, state), jax.eval_shape(pgpe.keys, state))
+    mesh = find_mesh(state, mesh, inside_jit=True)
+    state = move(state, mesh)
+    num_pairs = pgpe.population_size // 2
 
-    def generation(state):
-        pairs = jax.lax.axis_index(mesh.axis_names) * share + jnp.arange(share)
-        drawn = jnp.minimum(pairs, size // 2 - 1)
-        keys = pgpe.keys(state).reshape(-1, 2)[drawn].reshape(-1)
-        scores = _score(fitness, pgpe.ask(state, drawn), keys)
-        scores = jax.lax.all_gather(scores, mesh.axis_names, tiled=True)[:size]
-        gradients = pgpe.gradients(state, pgpe.scores(scores), pairs)
-        return pgpe.step(state, *jax.lax.psum(gradients, mesh.axis_names)), scores
+    def score(pairs, _, state):
+        drawn = jnp.minimum(pairs, num_pairs - 1)
+        keys = pgpe.keys(state).reshape(num_pairs, 2)[drawn].reshape(-1)
+        return _score(fitness, pgpe.ask(state, drawn), keys).reshape(-1, 2), ()
 
-    return jax.shard_map(generation, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)(state)
+    def gradients(pairs, _, shared):
+        state, scores = shared
+        return pgpe.gradients(state, scores, pairs), ()
 
-
-def _as_mesh(mesh: Mesh | None) -> Mesh:
-    if mesh is None:
-        return Mesh(np.array(jax.devices()), ("device",))
-    return Mesh(mesh.devices, mesh.axis_names)  # Those of jax.make_mesh have explicit axes.
+    pairs = jnp.arange(num_pairs)
+    fitness_of_pairs, _ = spread(score, mesh, pairs, state)
+    scores = pgpe.scores(fitness_of_pairs.reshape(-1))
+    sums, _ = spread(gradients, mesh, pairs, (state, scores), total=True)
+    return pgpe.step(state, *sums), fitness_of_pairs.reshape(-1)
 
 
-def _check(fitness, population, keys, mesh) -> int:
+def _check(fitness, population, keys) -> None:
     shape, given_keys = jnp.shape(population), jnp.shape(keys)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"population must have shape (population_size, n), got {shape}")
-    if given_keys[:1] != shape[:1]:
-        raise ValueError(f"keys must be one for each of {shape[0]} members, got {given_keys}")
-    if not isinstance(mesh, Mesh | None):
-        raise ValueError(f"mesh must be a jax.sharding.Mesh, or None for all devices, got {mesh!r}")
+    is_matrix = len(shape) == 2 and 0 not in shape
+    require(is_matrix, "population", "an array (population_size, n)", population)
+    require(given_keys[:1] == shape[:1], "keys", f"one for each of {shape[0]} members", keys)
     score = jax.eval_shape(lambda vectors, keys: fitness(vectors[0], keys[0]), population, keys)
-    if getattr(score, "shape", None) != ():
-        raise ValueError(f"fitness must return one number, of shape (), got {score}")
-    return shape[0]
-
-
-def _fill_up(array: Array, count: int) -> Array:
-    if not count:
-        return array
-    # Indexed, not concatenated: the compiler would cut the pieces up among the devices.
-    return array[np.minimum(np.arange(len(array) + count), len(array) - 1)]
+    is_number = getattr(score, "shape", None) == ()
+    require(is_number, "fitness", "a function that returns one number, of shape ()", score)
 
 
 def _score(fitness, population, keys) -> Array:

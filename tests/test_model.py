@@ -432,7 +432,7 @@ NO_NUMBERS = [None, "x", True, 1j, float("nan"), np.inf, 1e39, [0.1], np.arange(
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
 def test_what_is_no_number_is_refused(value):
     nca, state = make_nca(), np.zeros((5, 7, CHANNELS), np.float32)
-    shown = f"got {value!r}"
+    shown = "shape (4,)" if np.ndim(value) and not isinstance(value, list) else f"got {value!r}"
     reference.refuses(lambda: perceive(state, value), "angle must be a finite number", shown)
     for name in ("angle", "step_size"):
         for step, chance in ((nca, KEY), (nca.step, np.ones((5, 7), bool))):

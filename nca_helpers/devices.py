@@ -1,0 +1,220 @@
+"""Space: which cores and devices there are, and work spread over them.
+
+    use_every_core()  # in a notebook, before anything else runs
+
+JAX takes the whole processor for one device. Two halves of a batch on two cores are faster than
+both halves on a device of two threads, so a notebook makes a device of each core. Work is spread in
+one place, `spread`: over the mesh in force (`jax.set_mesh`) or given, or over all devices.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nca_helpers.checks import require
+
+AnyMesh = Mesh | AbstractMesh
+
+
+def usable_cores(system: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc")) -> int:
+    """Returns how many cores this process may use, at least 1.
+
+    That is `PYTHON_CPU_COUNT` if it is set, as in Python 3.13. Else it is the cores that the
+    process may run on, but no more than a container's quota of processor time (cgroup v1 or v2)
+    keeps busy. `os.cpu_count()` knows of neither: in a container it counts the host's cores.
+
+    Args:
+        system: Where the cgroup file system is mounted.
+        process: Where the process file system is mounted.
+
+    Raises:
+        ValueError: `PYTHON_CPU_COUNT` is neither "default" nor an integer of at least 1.
+    """
+    asked = os.environ.get("PYTHON_CPU_COUNT", "default")
+    if asked != "default":
+        if not (asked.isdecimal() and int(asked) >= 1):
+            raise ValueError(f"PYTHON_CPU_COUNT must be an integer of at least 1, got {asked!r}")
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    # A quota of 1.5 cores keeps one core busy; two would wait for each other.
+    return max(1, int(min(cores, _quota(system, process))))
+
+
+def _quota(system: Path, process: Path) -> float:
+    """Returns the processor time that the process's cgroups allow, in cores."""
+    quotas = [math.inf]
+    try:
+        lines = (process / "self/cgroup").read_text().splitlines()
+    except OSError:  # Not Linux.
+        return math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        # In a container the path is the host's, and what is mounted is the container's own.
+        folders = [Path(), *list(Path(path.strip("/")).parents)[:-1], Path(path.strip("/"))]
+        if not controllers:  # Version 2.
+            quotas += (_read_quota(system / folder / "cpu.max") for folder in folders)
+        elif "cpu" in controllers.split(","):
+            for mount in (controllers, "cpu"):
+                for folder in folders:
+                    base = system / mount / folder
+                    files = base / "cpu.cfs_quota_us", base / "cpu.cfs_period_us"
+                    quotas.append(_read_quota(*files))
+    return min(quotas)
+
+
+def _read_quota(*files: Path) -> float:
+    """Returns quota / period, both in microseconds, from one file (v2) or two (v1)."""
+    try:
+        quota, period = " ".join(file.read_text() for file in files).split()
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def use_every_core() -> None:
+    """Makes a JAX device of each core that this process may use, and says what it did.
+
+    For a notebook's first cell, before JAX has run anything. A mesh of the devices is in force from
+    then on (`jax.set_mesh`), so that a rollout inside a train step's jit spreads its batch as well.
+    Where JAX runs already, it goes on with the devices there are. `JAX_NUM_CPU_DEVICES`, and
+    `XLA_FLAGS` with a number of host devices, are left as they are. On an accelerator, it does
+    nothing but say so.
+    """
+    before = jax.config.jax_num_cpu_devices
+    given = before >= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    cores = usable_cores()
+    try:
+        # Any change is refused once JAX runs, which no public function tells.
+        jax.config.update("jax_num_cpu_devices", max(before, 0) + 1)
+        jax.config.update("jax_num_cpu_devices", before if given else cores)
+        # One program at a time: several at once may wait for each other's cores for ever.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        runs_already = False
+    except RuntimeError:
+        runs_already = jax.sharding.get_abstract_mesh().empty
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        print(f"{len(devices)} × {devices[0].device_kind}: JAX uses what is there.")
+    elif runs_already:
+        print(
+            f"JAX runs already, with {len(devices)} CPU device(s), and goes on with that. To use "
+            f"the {cores} core(s) of this process, restart the kernel and run this cell first."
+        )
+    else:
+        jax.set_mesh(Mesh(np.array(devices), ("device",)))
+        print(f"{len(devices)} CPU device(s) for {cores} core(s).")
+
+
+def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> AnyMesh | None:
+    """Returns the devices that work on `arrays` is spread over; None if it stays where it is.
+
+    Args:
+        arrays: All arrays that the work reads, a tree.
+        mesh: Given by the caller. None takes the one in force, else all devices, unless the arrays
+            are pinned to one.
+        inside_jit: Whether all devices are taken inside a caller's jit as well. There the arrays
+            cannot be asked where they are, and JAX refuses those that are pinned to one device.
+
+    Raises:
+        ValueError: `mesh` is no mesh, or another one than the mesh in force.
+    """
+    require(isinstance(mesh, Mesh | None), "mesh", "a jax.sharding.Mesh, or None", mesh)
+    in_force = jax.sharding.get_abstract_mesh()
+    if in_force.manual_axes:  # Already spread, by a caller's shard_map.
+        return None
+    if not in_force.empty:
+        is_that = mesh is None or dict(mesh.shape) == dict(in_force.shape)
+        require(is_that, "mesh", f"the mesh in force, {dict(in_force.shape)}", mesh)
+        return in_force
+    if mesh is not None:
+        return Mesh(mesh.devices, mesh.axis_names)  # Those of jax.make_mesh have explicit axes.
+    leaves = _arrays(arrays)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    places = [] if traced else {frozenset(leaf.devices()) for leaf in leaves if leaf.committed}
+    pinned = len(places) == 1 and len(*places) == 1
+    if pinned or (traced and not inside_jit):
+        return None
+    return Mesh(np.array(jax.devices() if inside_jit else jax.local_devices()), ("device",))
+
+
+def move(arrays: Any, mesh: AnyMesh | None) -> Any:
+    """Returns the arrays where work on `mesh` can read them, whichever devices they were on."""
+    leaves = _arrays(arrays)
+    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return arrays
+    # What is in force is known as an abstract mesh; a new array lies on its devices.
+    everywhere = NamedSharding(mesh, P()) if isinstance(mesh, Mesh) else jnp.zeros(()).sharding
+
+    def moved(leaf):
+        if not isinstance(leaf, jax.Array) or not leaf.committed:
+            return leaf
+        if not leaf.is_fully_addressable and leaf.is_fully_replicated:
+            leaf = leaf.addressable_data(0)  # This process's own copy.
+        is_there = leaf.devices() == everywhere.device_set
+        return leaf if is_there else jax.device_put(leaf, everywhere)
+
+    return jax.tree.map(moved, arrays)
+
+
+def spread(
+    function: Callable[[Array, Any, Any], tuple[Any, Any]],
+    mesh: AnyMesh | None,
+    shares: Any,
+    shared: Any,
+    *,
+    total: bool = False,
+) -> tuple[Any, Any]:
+    """Has each device do its share of some pieces of work.
+
+    Args:
+        function: `function(indices, shares, shared)` returns `(results, kept)`, two trees of arrays
+            with a row for each index. Where the devices do not divide the pieces, the last piece is
+            given again, under indices beyond the last; those results are dropped.
+        mesh: The devices; None does all where it is.
+        shares: A tree of arrays with a row for each piece of work.
+        shared: A tree of arrays that every device is given whole.
+        total: The results are sums over a device's share, to be added up.
+
+    Returns:
+        The results, on every device, or their totals; and what is kept, each device's own where it
+        is, filled up, to be given back among the `shares`.
+    """
+    count = min(len(leaf) for leaf in jax.tree.leaves(shares))
+    if mesh is None:
+        return function(jnp.arange(count, dtype=jnp.int32), shares, shared)
+    axes = mesh.axis_names
+    filled = -(-count // mesh.size) * mesh.size
+    rows = np.minimum(np.arange(filled), count - 1)
+    # Indexed, not concatenated: the compiler would cut the pieces up among the devices.
+    shares = jax.tree.map(lambda x: x if len(x) == filled else x[rows], shares)
+    shares = jnp.arange(filled, dtype=jnp.int32), shares
+    if AxisType.Explicit in mesh.axis_types:
+        shares, shared = jax.sharding.reshard((shares, shared), (P(axes), P()))
+
+    def work(shares, shared):
+        results, kept = function(*shares, shared)
+        if total:
+            return jax.lax.psum(results, axes), kept
+        # Gathered here, or the compiler would spread what follows too.
+        return jax.lax.all_gather(results, axes, tiled=True), kept
+
+    results, kept = jax.shard_map(
+        work, mesh=mesh, in_specs=(P(axes), P()), out_specs=(P(), P(axes)), check_vma=False
+    )(shares, shared)
+    return results if total else jax.tree.map(lambda x: x[:count], results), kept
+
+
+def _arrays(tree: Any) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]

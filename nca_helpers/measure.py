@@ -1,0 +1,85 @@
+"""Measures: what becomes of an automaton that is wounded, or left alone.
+
+rows = robustness(nca, target, {"left half": wound}, jax.random.key(0), wound_step=96)
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from nca_helpers.checks import check_finite, check_integer, require
+from nca_helpers.model import NCA, living_mask, seed_state
+from nca_helpers.rollouts import rollout
+
+# A rollout whose log10 loss is at most this has kept, or found again, its shape.
+SURVIVAL_LOG10_LOSS = -2.5
+
+
+def robustness(
+    nca: NCA,
+    target: Array,
+    wounds: Mapping[str, Callable[[Array, Array], Array]],
+    key: Array,
+    *,
+    wound_step: int,
+    recovery_steps: int = 500,
+    num_rollouts: int = 20,
+) -> list[dict]:
+    """Measures what becomes of wounds: grows rollouts from the seed, wounds them, and waits.
+
+    Args:
+        nca: The automaton.
+        target: `(height, width, 4)`, what it should look like.
+        wounds: `{name: wound}`; `wound(states, key)` returns `(num_rollouts, height, width,
+            channels)` states with something done to them.
+        key: Random key.
+        wound_step: The step, counted from the seed, after which the wound is inflicted.
+        recovery_steps: How many more steps are waited for.
+        num_rollouts: How many rollouts, each with coin flips of its own.
+
+    Returns:
+        For each wound a row: its `wound` and `wound_step`; `log10_loss` of the mean loss after the
+        recovery; `survived`, the share of rollouts whose own log10 loss is at most -2.5; and
+        the share of all that `died` (nothing lives), `overgrew` (more than twice the target
+        lives) or turned `nan`.
+
+    Raises:
+        ValueError: `target` has another shape or is not finite, or a count is not an integer of
+            at least 0, or 1 for `num_rollouts`. Nothing has been computed then.
+    """
+    target = np.asarray(target)
+    is_target = target.ndim == 3 and target.shape[-1] == 4
+    require(is_target, "target", "an array (height, width, 4)", target)
+    check_finite("target", target)
+    wound_step = check_integer("wound_step", wound_step, 0)
+    check_integer("recovery_steps", recovery_steps, 0)
+    check_integer("num_rollouts", num_rollouts, 1)
+    height, width, _ = target.shape
+    grow_key, wound_key, recover_key = jax.random.split(key, 3)
+    seeds = jnp.broadcast_to(
+        seed_state(height, width, nca.channels), (num_rollouts, height, width, nca.channels)
+    )
+    grown = rollout(nca, seeds, grow_key, wound_step)
+    target_size = int(living_mask(jnp.asarray(target), nca.alive_threshold).sum())
+    rows = []
+    for name, wound in wounds.items():
+        states = rollout(nca, wound(grown, wound_key), recover_key, recovery_steps)
+        losses = np.mean(np.square(np.asarray(states[..., :4]) - target), axis=(1, 2, 3))
+        is_number = np.isfinite(losses)
+        living = np.asarray(living_mask(states, nca.alive_threshold)).sum((1, 2))
+        with np.errstate(divide="ignore"):
+            rows.append(
+                {
+                    "wound": name,
+                    "wound_step": wound_step,
+                    "log10_loss": float(np.log10(losses.mean())),
+                    "survived": float(np.mean(np.log10(losses) <= SURVIVAL_LOG10_LOSS)),
+                    "died": float(np.mean((living == 0) & is_number)),
+                    "overgrew": float(np.mean((living > 2 * target_size) & is_number)),
+                    "nan": float(np.mean(~is_number)),
+                }
+            )
+    return rows
