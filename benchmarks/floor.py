@@ -5,7 +5,6 @@ Each product takes another's result, so that none can be left out.
 """
 
 import math
-import os
 from collections.abc import Callable
 
 import jax
@@ -14,7 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
+from nca_helpers import use_every_core
+
+use_every_core()
 
 
 def on_all_devices(advance: Callable, samples: int, cells: int, num_steps: int) -> Callable:

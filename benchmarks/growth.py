@@ -9,16 +9,12 @@ scan does, both as the compiler reports it. Writes benchmarks/growth.json and gr
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import jax
-
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,8 +22,10 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from speed import machine
 
-from nca_helpers import NCA, population_fitness, rollout
+from nca_helpers import NCA, population_fitness, rollout, use_every_core
 from nca_helpers.files import replace_file
+
+jax.set_mesh(use_every_core())
 
 FOLDER = Path(__file__).resolve().parent
 ROUNDS = 5

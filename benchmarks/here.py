@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 from notebook_cells import run_cells
 
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
-from nca_helpers import NCA, rollout
+from nca_helpers import NCA, rollout, use_every_core
 from nca_helpers.model import set_weights, weights_of
+
+jax.set_mesh(use_every_core())
 
 CHECK_KEY = 5
 

@@ -6,28 +6,20 @@ The gradient of the CAX notebook's train step, 72², batch 8, 16 steps, with one
 time; medians of interleaved rounds, each arm in a process of its own. Prints a table.
 """
 
-import importlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import jax
-
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from here import to_nca
+from jax.sharding import Mesh
 
 import nca_helpers
-from nca_helpers import model
-
-rollout = importlib.import_module(
-    "nca_helpers.rollout"
-)  # The module; the package has its function.
+from nca_helpers import rollout_cpu
 
 NUM_STEPS = 16
 ROUNDS = 7
@@ -51,61 +43,34 @@ def gradient(problem: dict, run: Callable = nca_helpers.rollout) -> Callable:
 
 
 def with_settings(**changes) -> Callable:
-    """Returns an arm with other settings of the rollout module."""
+    """Returns an arm with other settings of the fast rollout."""
 
     def arm(problem):
         for name, value in changes.items():
-            setattr(rollout, name, value)
+            setattr(rollout_cpu, name, value)
         return gradient(problem)
 
     return arm
 
 
 def one_device(problem):
-    jax.config.update("jax_num_cpu_devices", 1)
+    jax.set_mesh(Mesh(np.array(jax.devices()[:1]), ("device",)))
     return gradient(problem)
 
 
-def sobel_by_autodiff(problem):
-    model._sobel = model._sobel.fun
-    return gradient(problem)
+def plain_loop(problem):
+    """What an accelerator runs: the batch in one piece, its gradient by autodiff."""
 
+    class Own(nca_helpers.NCA):
+        """A rule of one's own, the same as NCA's."""
 
-def bfloat16(problem):
-    def network(nca, seen):
-        def layer(linear, cells):
-            kernel = linear.kernel[...].astype(jnp.bfloat16)
-            product = jnp.dot(
-                cells.astype(jnp.bfloat16), kernel, preferred_element_type=jnp.float32
-            )
-            return product + linear.bias[...]
-
-        return layer(nca.update, nnx.relu(layer(nca.hidden, seen)))
-
-    rollout._network = network
-    return gradient(problem)
-
-
-def no_random_numbers(problem):
-    def chessboard(key, t, index, settings, state):
-        rows, columns = np.indices(state.shape[:2])
-        return (rows + columns + t) % 2 == 0
-
-    rollout._fire = chessboard
-    return gradient(problem)
-
-
-def plain_scan(problem):
-    """The batch in one piece, the gradient by autodiff, each step computed again in it."""
+        def step(self, state, fire, **frame):
+            return super().step(state, fire, **frame)
 
     def run(nca, states, key, num_steps):
-        graph, weights = nnx.split(nca)
-
-        @jax.checkpoint
-        def advance(states, t):
-            return nnx.merge(graph, weights)(states, jax.random.fold_in(key, t)), None
-
-        return jax.lax.scan(advance, states, jnp.arange(num_steps))[0]
+        own = Own(rngs=nnx.Rngs(0))
+        nnx.update(own, nnx.state(nca))
+        return nca_helpers.rollout(own, states, key, num_steps)
 
     return gradient(problem, run)
 
@@ -113,17 +78,14 @@ def plain_scan(problem):
 ARMS = {
     "as it is": gradient,
     "one CPU device": one_device,
-    "no windows": with_settings(_WINDOW_TWELFTHS=(12,)),
-    "network for all cells": with_settings(_SMALLEST_HIDDEN=10**9),
+    "no windows": with_settings(WINDOW_TWELFTHS=(12,)),
+    "network for all cells": with_settings(SMALLEST_HIDDEN=10**9),
     "network for all cells, no windows": with_settings(
-        _SMALLEST_HIDDEN=10**9, _WINDOW_TWELFTHS=(12,)
+        SMALLEST_HIDDEN=10**9, WINDOW_TWELFTHS=(12,)
     ),
-    "128 cells at a time": with_settings(_BLOCK=128),
-    "2,048 cells at a time": with_settings(_BLOCK=2_048),
-    "Sobel filters' gradient by autodiff": sobel_by_autodiff,
-    "bfloat16 products": bfloat16,
-    "a chessboard for random numbers": no_random_numbers,
-    "plain scan, checkpointed": plain_scan,
+    "128 cells at a time": with_settings(BLOCK=128),
+    "2,048 cells at a time": with_settings(BLOCK=2_048),
+    "the plain loop": plain_loop,
 }
 
 

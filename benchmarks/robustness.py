@@ -8,14 +8,10 @@ undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv.
 
 import csv
 import io
-import os
 from functools import partial
 from pathlib import Path
 
 import jax
-
-jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
 import jax.numpy as jnp
 
 from nca_helpers import (
@@ -27,9 +23,12 @@ from nca_helpers import (
     pretrained,
     pretrained_meta,
     robustness,
+    use_every_core,
 )
 from nca_helpers.damage import SIDES
 from nca_helpers.files import replace_file
+
+use_every_core()
 
 EMOJI = "🦎"
 TABLE = Path(__file__).parent.parent / "nca_helpers" / "data" / "robustness.csv"

@@ -1,6 +1,6 @@
 """Space: which cores and devices there are, and work spread over them.
 
-    use_every_core()  # in a notebook, before anything else runs
+    jax.set_mesh(use_every_core())  # in a notebook, before anything else runs
 
 JAX takes the whole processor for one device. Two halves of a batch on two cores are faster than
 both halves on a device of two threads, so a notebook makes a device of each core. Work is spread in
@@ -83,14 +83,17 @@ def _read_quota(*files: Path) -> float:
         return math.inf
 
 
-def use_every_core() -> None:
+def use_every_core() -> Mesh:
     """Makes a JAX device of each core that this process may use, and says what it did.
 
-    For a notebook's first cell, before JAX has run anything. A mesh of the devices is in force from
-    then on (`jax.set_mesh`), so that a rollout inside a train step's jit spreads its batch as well.
-    Where JAX runs already, it goes on with the devices there are. `JAX_NUM_CPU_DEVICES`, and
-    `XLA_FLAGS` with a number of host devices, are left as they are. On an accelerator, it does
-    nothing but say so.
+    For a notebook's first cell, before JAX has run anything. Where JAX runs already, it goes on
+    with the devices there are. `JAX_NUM_CPU_DEVICES`, and `XLA_FLAGS` with a number of host
+    devices, are left as they are. On an accelerator nothing is changed.
+
+    Returns:
+        A mesh of all local devices. `jax.set_mesh` puts it in force: a rollout inside a train
+        step's jit then spreads its batch, and arrays lie on all devices from the beginning, so that
+        the second step compiles nothing.
     """
     before = jax.config.jax_num_cpu_devices
     given = before >= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -101,20 +104,19 @@ def use_every_core() -> None:
         jax.config.update("jax_num_cpu_devices", before if given else cores)
         # One program at a time: several at once may wait for each other's cores for ever.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-        runs_already = False
-    except RuntimeError:
-        runs_already = jax.sharding.get_abstract_mesh().empty
+    except RuntimeError:  # What is there stays.
+        pass
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
-        print(f"{len(devices)} × {devices[0].device_kind}: JAX uses what is there.")
-    elif runs_already:
+        print(f"{len(devices)} × {devices[0].device_kind}, JAX {jax.__version__}")
+    elif len(devices) == cores or given:
+        print(f"{len(devices)} CPU device(s) for {cores} core(s), JAX {jax.__version__}")
+    else:
         print(
             f"JAX runs already, with {len(devices)} CPU device(s), and goes on with that. To use "
             f"the {cores} core(s) of this process, restart the kernel and run this cell first."
         )
-    else:
-        jax.set_mesh(Mesh(np.array(devices), ("device",)))
-        print(f"{len(devices)} CPU device(s) for {cores} core(s).")
+    return Mesh(np.array(devices), ("device",))
 
 
 def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> AnyMesh | None:
@@ -135,9 +137,10 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
     if in_force.manual_axes:  # Already spread, by a caller's shard_map.
         return None
     if not in_force.empty:
+        # JAX runs everything on the mesh in force, and refuses another one.
         is_that = mesh is None or dict(mesh.shape) == dict(in_force.shape)
         require(is_that, "mesh", f"the mesh in force, {dict(in_force.shape)}", mesh)
-        return in_force
+        return in_force if in_force.size > 1 else None
     if mesh is not None:
         return Mesh(mesh.devices, mesh.axis_names)  # Those of jax.make_mesh have explicit axes.
     leaves = _arrays(arrays)
@@ -146,7 +149,8 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
     pinned = len(places) == 1 and len(*places) == 1
     if pinned or (traced and not inside_jit):
         return None
-    return Mesh(np.array(jax.devices() if inside_jit else jax.local_devices()), ("device",))
+    devices = jax.devices() if inside_jit else jax.local_devices()
+    return Mesh(np.array(devices), ("device",)) if len(devices) > 1 else None
 
 
 def move(arrays: Any, mesh: AnyMesh | None) -> Any:

@@ -15,6 +15,7 @@ benchmarks/NOTES.md has what each of these brings. The gradient is reverse mode 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -271,6 +272,8 @@ def _in_window(nca: NCA, function: Callable, state: Array, *grids: Array) -> Any
     """
     height, width, _ = state.shape
     shapes = sorted({(-(-height * k // 12), -(-width * k // 12)) for k in WINDOW_TWELFTHS})
+    if nca.hidden_size >= SMALLEST_HIDDEN:  # Less than a block of cells saves next to nothing.
+        shapes = [shape for shape in shapes[:-1] if math.prod(shape) > BLOCK] + shapes[-1:]
     is_mature = mature(state, nca.alive_threshold)
     top, rows = _extent(is_mature.any(1))
     left, columns = _extent(is_mature.any(0))
