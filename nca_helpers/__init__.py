@@ -16,22 +16,17 @@ from nca_helpers.emoji import emoji_name, load_emoji, load_image
 from nca_helpers.measure import robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, clipup, pair_keys
+from nca_helpers.pictures import show_images, tile, to_rgb
 from nca_helpers.player import player_html, save_player, show_player
 from nca_helpers.population import population_fitness, spread_generation
+from nca_helpers.progress import Diverged, Progress
 from nca_helpers.rollouts import rollout, rollout_frames
-from nca_helpers.video import (
-    Progress,
-    plot_loss,
-    save_video,
-    show_images,
-    show_video,
-    tile,
-    to_rgb,
-)
+from nca_helpers.video import save_video, show_video
 
 __all__ = [
     "NCA",
     "PGPE",
+    "Diverged",
     "Progress",
     "bundled",
     "circle",
@@ -47,7 +42,6 @@ __all__ = [
     "pair_keys",
     "perceive",
     "player_html",
-    "plot_loss",
     "population_fitness",
     "pretrained",
     "pretrained_meta",
