@@ -6,9 +6,7 @@ from nca_helpers.checkpoint import (
     load_nca,
     pretrained,
     pretrained_meta,
-    restore_run,
     save_nca,
-    save_run,
 )
 from nca_helpers.damage import circle, halve, hole, random_circles
 from nca_helpers.devices import use_every_core
@@ -21,6 +19,7 @@ from nca_helpers.player import player_html, save_player, show_player
 from nca_helpers.population import population_fitness, spread_generation
 from nca_helpers.progress import Diverged, Progress
 from nca_helpers.rollouts import rollout, rollout_frames
+from nca_helpers.run import restore_run, save_run
 from nca_helpers.video import save_video, show_video
 
 __all__ = [

@@ -1,36 +1,64 @@
 """Files: written whole or not at all, and downloads with a limit and a deadline."""
 
+import contextlib
 import os
+import secrets
+import stat
 import time
-import uuid
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from nca_helpers.checks import require, shown
 
 TIMEOUT = 10.0  # seconds
 
 
-def replace_file(path: str | os.PathLike, data: bytes) -> Path:
+def as_path(path: str | os.PathLike) -> Path:
+    """Returns the path with `~` replaced by the home folder; raises ValueError if it is none."""
+    with contextlib.suppress(TypeError, RuntimeError):  # No path, or the home of nobody.
+        return Path(path).expanduser()
+    raise ValueError(f"path must be a path, its ~ a known home, got {shown(path)}")
+
+
+def replace_file(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], Any]) -> Path:
     """Writes a file as a whole or not at all: what fails or is interrupted leaves the old one.
 
     Args:
-        path: Where to; `~` is the home folder, a missing folder is made, and a symbolic link
-            stays: what it points to is replaced.
-        data: What to write.
+        path: Where to; `~` is the home folder, a missing folder is made, a symbolic link stays
+            and its target is replaced, and a file that is there keeps its permissions.
+        content: What to write, or a function that writes it to the open file that it is given.
 
     Returns:
         The path, with `~` replaced.
 
     Raises:
-        OSError: It cannot be written.
+        ValueError: It is no path, or what is there is no file but a folder, say.
+        OSError: It cannot be written; names the path.
     """
-    path = Path(path).expanduser()
-    target = path.resolve()
+    given, path = path, as_path(path)
+    target = Path(os.path.realpath(path))
+    require(target.is_file() or not target.exists(), "path", "the path of a file", given)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid.uuid4().hex}")
+    # Short, for the file's own name may be as long as the disk allows.
+    temporary = target.with_name(f".nca-{secrets.token_hex(8)}")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
+        with temporary.open("xb") as file:
+            _lock_and_clean(file, target.parent)
+            with contextlib.suppress(FileNotFoundError):
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())  # Else a power cut may leave the name with nothing in it.
+            if os.name == "nt":
+                file.close()  # Windows renames no open file; elsewhere closing ends the lock.
+            os.replace(temporary, target)
+    except OSError as error:  # It names the temporary file, or none.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
@@ -45,17 +73,38 @@ def fetch(url: str, limit: int) -> bytes:
 
     data, deadline = bytearray(), time.monotonic() + TIMEOUT
     try:
-        with requests.get(url, timeout=TIMEOUT, stream=True) as response:
+        agent = {"User-Agent": _user_agent()}
+        with requests.get(url, headers=agent, timeout=TIMEOUT, stream=True) as response:
             response.raise_for_status()
             # read1 returns what has arrived: a server that trickles cannot outlast the deadline.
             while chunk := response.raw.read1(2**16, decode_content=True):
                 data += chunk
                 if len(data) > limit:
-                    raise OSError(f"{url} has more than {limit} bytes")
+                    raise OSError(f"{url:.200} has more than {limit} bytes")
                 if time.monotonic() > deadline:
-                    raise OSError(f"{url} took longer than {TIMEOUT} seconds")
+                    raise OSError(f"{url:.200} took longer than {TIMEOUT} seconds")
     except (requests.RequestException, HTTPError) as error:
         # The reason alone: around it requests wraps two layers of words.
         reason = getattr(error.args[0] if error.args else None, "reason", error)
-        raise OSError(f"{url} cannot be downloaded ({reason})") from error
+        raise OSError(f"{url:.200} cannot be downloaded ({reason!s:.200})") from error
     return bytes(data)
+
+
+def _lock_and_clean(file: BinaryIO, folder: Path) -> None:
+    """Removes the temporary files that nobody has locked: their writers were killed."""
+    with contextlib.suppress(ImportError, OSError):  # Windows and some network drives lock none.
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for path in folder.glob(".nca-????????????????"):
+            with contextlib.suppress(OSError), path.open("r+b") as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.stat().st_size:  # An empty one may not be locked yet.
+                    path.unlink()
+
+
+def _user_agent() -> str:
+    """Returns the project's name and address: Wikimedia, for one, refuses who has none."""
+    with contextlib.suppress(metadata.PackageNotFoundError):  # A checkout, not installed.
+        return f"nca_helpers ({metadata.metadata('nca_helpers')['Project-URL']})"
+    return "nca_helpers"
