@@ -1,10 +1,4 @@
-"""Pictures: states as colours, sheets of many, and figures with words for the blind.
-
-    show_images([to_rgb(state)], alt="A lizard", height=192)
-    sheet = tile(to_rgb(states))
-
-Pictures that stand still are shown by mediapy; `display_png` shows what is drawn anew in place.
-"""
+"""Pictures: states as colours, sheets of many; notebooks show them with words for the blind."""
 
 import base64
 import html
@@ -18,9 +12,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from nca_helpers.checks import check_integer, check_state, require, shown
-
-__all__ = ["show_images", "tile", "to_rgb"]
+from nca_helpers.checks import check_integer, check_state, require
 
 
 def to_rgb(state: ArrayLike) -> np.ndarray | Array:
@@ -31,8 +23,7 @@ def to_rgb(state: ArrayLike) -> np.ndarray | Array:
             are RGB premultiplied by alpha, 3 is alpha, the rest is not looked at.
 
     Returns:
-        `(..., height, width, 3)` float32 in [0, 1], of the kind of array that was given. NaN
-        stays NaN.
+        `(..., height, width, 3)` float32 in [0, 1], as NumPy or JAX. NaN stays NaN.
 
     Raises:
         ValueError: There are fewer than four channels or three axes, or no floats.
@@ -68,8 +59,8 @@ def tile(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     check_integer("columns", columns, 1)
     rows = math.ceil(count / columns)
     white = 255 if images.dtype == np.uint8 else 1
-    sheet = np.full((*leading, rows * columns, height, width, channels), white, images.dtype)
-    sheet[..., :count, :, :, :] = images
+    missing = [(0, 0)] * len(leading) + [(0, rows * columns - count)] + [(0, 0)] * 3
+    sheet = np.pad(images, missing, constant_values=white)
     sheet = sheet.reshape(*leading, rows, columns, height, width, channels)
     sheet = np.moveaxis(sheet, -3, -4)
     return sheet.reshape(*leading, rows * height, columns * width, channels)
@@ -87,8 +78,7 @@ def show_images(
     Args:
         images: Pictures `(height, width, 3)`, floats in [0, 1] or uint8.
         titles: One for each picture.
-        alt: What is to be seen, for those who cannot see it: one text for all pictures, or a
-            sequence with one for each.
+        alt: What is to be seen, for those who cannot see it: one text, or one for each picture.
         **layout: As of `mediapy.show_images`: `height` of a picture in pixels, `columns`, ...
 
     Raises:
@@ -98,7 +88,7 @@ def show_images(
     from IPython.display import HTML, display
 
     texts = [alt] * len(images) if isinstance(alt, str) else list(alt)
-    accepted = f"one text, or a sequence of {len(images)}, one for each picture"
+    accepted = f"one text, or {len(images)}, one for each picture"
     is_text = all(isinstance(text, str) for text in texts)
     require(is_text and len(texts) == len(images), "alt", accepted, alt)
     before, *tags = mediapy.show_images(images, titles, return_html=True, **layout).split("<img ")
@@ -122,8 +112,7 @@ def display_png(data: bytes, alt: str, handle: Any = None) -> Any:
 def in_kernel() -> bool:
     """Returns whether this runs in a notebook's kernel."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, "kernel", None) is not None
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
 def as_array(name: str, values: ArrayLike) -> np.ndarray:
@@ -134,10 +123,9 @@ def as_array(name: str, values: ArrayLike) -> np.ndarray:
     """
     try:
         array = np.asarray(values)
-        if array.dtype == jnp.bfloat16:
-            array = array.astype(np.float32)
-        if array.dtype.kind == "f" or array.dtype == np.uint8:
-            return array
     except (TypeError, ValueError):
-        pass
-    raise ValueError(f"{name} must be an array of floats or of uint8, got {shown(values)}")
+        array = np.asarray(None)
+    array = array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+    is_picture = array.dtype.kind == "f" or array.dtype == np.uint8
+    require(is_picture, name, "an array of floats or of uint8", values)
+    return array

@@ -75,7 +75,6 @@
     reset() {
       this.state.fill(0);
       this.steps = 0;
-      this.finite = true;
       this.plant(this.size >> 1, this.size >> 1);
     }
 
@@ -109,13 +108,13 @@
       });
     }
 
-    /** Marks the cells whose own alpha is above the threshold, and counts them. */
+    /** Marks the cells whose own alpha is above the threshold, or NaN, and counts them. */
     markAlive(state) {
       const { grid, alive } = this;
       const { channels, aliveThreshold } = this.model;
       let count = 0;
       for (const cell of grid) {
-        alive[cell] = state[cell * channels + ALPHA] > aliveThreshold ? 1 : 0;
+        alive[cell] = state[cell * channels + ALPHA] <= aliveThreshold ? 0 : 1;
         count += alive[cell];
       }
       return count;
@@ -150,7 +149,6 @@
       const { state, next, cells, before, near, delta, fireRate } = this;
       const { channels } = this.model;
       const count = this.listCells();
-      let total = 0;
 
       next.fill(0);
       for (let index = 0; index < count; index++) {
@@ -159,7 +157,7 @@
         if (!fireAll && Math.random() >= fireRate) continue;
         this.perceive(start);
         this.respond();
-        for (let k = 0; k < channels; k++) total += next[start + k] += delta[k];
+        for (let k = 0; k < channels; k++) next[start + k] += delta[k];
       }
 
       this.markAlive(next);
@@ -172,7 +170,6 @@
       this.state = next;
       this.next = state;
       this.steps++;
-      this.finite &&= Number.isFinite(total);
     }
 
     /** Fills this.perception: the cell's state and its Sobel gradients in the turned frame. */
@@ -239,7 +236,13 @@
       this.grid.forEach((cell, index) => {
         this.state.set(values.slice(index * channels, (index + 1) * channels), cell * channels);
       });
-      this.finite = true;
+    }
+
+    /** Whether all values are finite: one that is not makes their sum so. */
+    isFinite() {
+      let sum = 0;
+      for (const value of this.state) sum += value;
+      return Number.isFinite(sum);
     }
   }
 
@@ -310,7 +313,8 @@
     byId("living").textContent = living;
     byId("rate").textContent = playing ? Math.round(rate.value) : 0;
     const dead = living === 0 ? "Nothing is alive: reset, or plant a seed." : "";
-    const notice = automaton.finite ? dead : "The state has overflowed: reset.";
+    const overflow = "The numbers have overflowed to NaN or infinity: reset.";
+    const notice = automaton.isFinite() ? dead : overflow;
     if (byId("notice").textContent !== notice) byId("notice").textContent = notice;
   }
 

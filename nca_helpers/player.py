@@ -16,13 +16,9 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-import numpy as np
-
-from nca_helpers.checks import check_integer
+from nca_helpers.checks import check_finite, check_integer, require, shown
 from nca_helpers.files import replace_file
-from nca_helpers.model import NCA, has_own_rule, weight_shapes, weights_of
-
-__all__ = ["player_html", "save_player", "show_player"]
+from nca_helpers.model import NCA, has_own_rule, weights_of
 
 # The page steps a 72² lizard several hundred times a second; 256² is what still moves.
 SMALLEST_SIZE, LARGEST_SIZE = 8, 256
@@ -40,9 +36,8 @@ def player_html(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> str:
         A whole HTML document without references to anything outside it.
 
     Raises:
-        TypeError: `nca` is neither an `NCA` nor `{name: NCA}`, or has a rule of its own.
-        ValueError: There is no automaton, its weights are not finite or not of its shape, or
-            `size` is out of range.
+        ValueError: `nca` is neither an `NCA` nor a mapping that holds at least one by name, one
+            has a rule of its own or weights that are not finite, or `size` is out of range.
     """
     size = check_integer("size", size, SMALLEST_SIZE, LARGEST_SIZE)
     models = [_model(name, member) for name, member in _by_name(nca).items()]
@@ -62,20 +57,18 @@ def save_player(
     """Writes the page of `player_html` to a file; a write that fails leaves the old file.
 
     Args:
-        path: Where to write, usually `*.html`; a missing folder is made.
+        path: Where to write, usually `*.html`; `~` is the home folder, a missing folder is made.
         nca: An automaton, or several by name.
         size: Height and width of the grid, in cells, from 8 to 256.
 
     Returns:
-        The path written.
+        The path.
 
     Raises:
-        TypeError, ValueError: As `player_html`.
+        ValueError: As `player_html`.
         OSError: The file cannot be written.
     """
-    page = player_html(nca, size=size)
-    replace_file(path, page.encode())
-    return Path(path)
+    return replace_file(path, player_html(nca, size=size).encode())
 
 
 def show_player(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> None:
@@ -86,7 +79,7 @@ def show_player(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> None:
         size: Height and width of the grid, in cells, from 8 to 256.
 
     Raises:
-        TypeError, ValueError: As `player_html`.
+        ValueError: As `player_html`.
     """
     from IPython.display import HTML, display
 
@@ -107,32 +100,22 @@ def show_player(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> None:
 def _by_name(nca: NCA | Mapping[str, NCA]) -> dict[str, NCA]:
     if isinstance(nca, NCA):
         return {"": nca}
-    if not isinstance(nca, Mapping):
-        raise TypeError(f"nca must be an NCA or a {{name: NCA}}, got {type(nca).__name__}")
-    if not nca:
-        raise ValueError("nca must hold at least one {name: NCA}, got an empty mapping")
+    is_named = isinstance(nca, Mapping) and len(nca) and all(isinstance(name, str) for name in nca)
+    given = list(nca) if isinstance(nca, Mapping) else type(nca)
+    require(is_named, "nca", "an NCA, or at least one as {name: NCA}", given)
     for name, member in nca.items():
-        if not isinstance(name, str):
-            raise TypeError(f"the names in nca must be strings, got {name!r}")
-        if not isinstance(member, NCA):
-            raise TypeError(f"nca[{name!r}] must be an NCA, got {type(member).__name__}")
+        require(isinstance(member, NCA), f"nca[{shown(name)}]", "an NCA", type(member))
     return dict(nca)
 
 
 def _model(name: str, nca: NCA) -> dict:
     """Returns what `decodeModel` in player.js unpacks."""
-    which = f"nca[{name!r}]" if name else "nca"
-    if has_own_rule(nca):
-        raise TypeError(
-            f"{which} is a {type(nca).__name__} with a rule of its own; the page knows NCA's only"
-        )
+    which = f"nca[{shown(name)}]" if name else "nca"
+    own = "an NCA with NCA's own rule and layers, for the page knows no other"
+    require(not has_own_rule(nca), which, own, type(nca))
     weights = weights_of(nca)
-    for weight, shape in weight_shapes(nca.channels, nca.hidden_size).items():
-        array, label = weights[weight], f"{which}.{weight.replace('/', '.')}"
-        if array.shape != shape:
-            raise ValueError(f"{label} must have shape {shape}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{label} must be finite, got NaN or infinite weights")
+    for weight, array in weights.items():
+        check_finite(f"{which}.{weight.replace('/', '.')}", array)
     # Transposed, a hidden unit's inputs lie side by side, which the page's inner loop likes.
     weights["hidden/kernel"] = weights["hidden/kernel"].T
     packed = b"".join(array.astype("<f4").tobytes() for array in weights.values())

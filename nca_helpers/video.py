@@ -1,9 +1,4 @@
-"""Videos: on disk as GIF, WebP or MP4, and in notebooks.
-
-frames = tile(to_rgb(rollout_frames(nca, states, key, 96)))
-show_video(frames)
-save_video("lizard.gif", frames)
-"""
+"""Videos: on disk as GIF, WebP or MP4, and in notebooks. Only MP4 needs ffmpeg."""
 
 import io
 import math
@@ -25,22 +20,16 @@ from nca_helpers.checks import check_finite, check_integer, check_number, requir
 from nca_helpers.files import replace_file
 from nca_helpers.pictures import as_array, display_png, in_kernel
 
-__all__ = ["save_video", "show_video"]
-
-# Browsers slow down what asks for less than 20 ms a frame.
-_FASTEST_FPS = 50
-
-# WebP counts milliseconds in 31 bits.
-_LONGEST_VIDEO = 2**31 // 1000  # seconds
+_FASTEST_FPS = 50  # Browsers slow down what asks for less than 20 ms a frame.
+_LONGEST_VIDEO = 2**31 // 1000  # seconds: WebP counts milliseconds in 31 bits.
 
 
 def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scale: int = 4) -> Path:
     """Writes a video; the file's ending says in which format.
 
-    `.gif` and `.webp` are written by Pillow alone and loop for ever; `.mp4` needs the program
-    ffmpeg. WebP keeps every colour. GIF has one palette of 255 colours for the whole video,
-    not dithered, in which white stays white. MP4 gets a white row or column where a side is
-    odd.
+    `.gif` and `.webp` are written by Pillow and loop for ever; `.mp4` needs the program ffmpeg.
+    WebP keeps every colour. GIF has one palette of 255 colours for the whole video, not dithered,
+    in which white stays white. MP4 gets a white row or column where a side is odd.
 
     Browsers slow animated pictures of more than 50 frames a second down; of a faster one, GIF
     and WebP get 50 evenly spaced frames a second. Neighbouring frames that are equal become one
@@ -57,9 +46,8 @@ def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scal
         The path.
 
     Raises:
-        ValueError: The ending is none of the three, or `frames`, `fps` or `scale` is not what
-            is accepted, or the format cannot hold them: a picture may stand for 655 seconds in
-            GIF, for 16,777 in WebP; nothing has been written then.
+        ValueError: An argument is not what is accepted, or the format cannot hold the frames: one
+            may stand for 655 seconds in GIF, for 16,777 in WebP. Nothing has been written then.
         RuntimeError: MP4 was asked for and there is no ffmpeg.
         OSError: The file cannot be written, or ffmpeg gives up.
     """
@@ -73,8 +61,7 @@ def show_video(frames: ArrayLike, fps: float = 30, scale: int = 4, alt: str | No
 
     The cell's output is an animated PNG: of the formats that move, the only one with a MIME
     type (`image/png`) that Jupyter, Colab, Kaggle, VS Code, nbconvert and GitHub all show, and
-    a third of the size of a GIF. It has 255 colours at most, white among them, and at most 50
-    frames a second (see `save_video`).
+    a third of the size of a GIF, whose colours and speed it has (see `save_video`).
 
     Args:
         frames: `(time, height, width, 3 or 1)`, floats in [0, 1] or uint8.
@@ -93,18 +80,43 @@ def show_video(frames: ArrayLike, fps: float = 30, scale: int = 4, alt: str | No
         print(f"{alt}: shown in a notebook only, save_video() writes it to a file")
 
 
+def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarray, float, int]:
+    """Returns `(time, height, width, 3)` uint8 and the settings, or raises ValueError."""
+    frames = as_array("frames", frames)
+    accepted = "an array (time, height, width, 3 or 1) of floats in [0, 1] or of uint8"
+    if frames.ndim >= 3 and frames.shape[-1] >= 4:
+        accepted += "; states become frames by to_rgb(states)"
+    is_video = frames.ndim == 4 and 0 not in frames.shape and frames.shape[-1] in (1, 3)
+    require(is_video, "frames", accepted, frames)
+    check_number("fps", fps, 0)
+    accepted = f"above 0, and let {len(frames)} frames end within {_LONGEST_VIDEO} seconds"
+    require(fps > 0 and len(frames) / float(fps) <= _LONGEST_VIDEO, "fps", accepted, fps)
+    check_integer("scale", scale, 1)
+    if frames.dtype != np.uint8:
+        check_finite("frames", frames)
+        low, high = frames.min(), frames.max()
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(f"frames must be in [0, 1], or uint8, got from {low} to {high}")
+        frames = (255 * frames.clip(0, 1)).round().astype(np.uint8)
+    return np.broadcast_to(frames, (*frames.shape[:3], 3)), float(fps), int(scale)
+
+
 def encode_pictures(file_format: str, pixels: np.ndarray, fps: float, scale: int) -> bytes:
     """Returns `(time, height, width, 3)` uint8 as a "GIF", "PNG" or "WEBP", moving if many."""
-    shown, durations = _timing(len(pixels), fps, tick=10 if file_format == "GIF" else 1)
-    pixels = pixels[shown]
-    options: dict[str, Any] = {"save_all": True, "loop": 0, "duration": durations}
+    count, tick = len(pixels), 10 if file_format == "GIF" else 1  # ms that durations come in
+    kept = count if fps <= _FASTEST_FPS else max(1, math.floor(count / fps * _FASTEST_FPS))
+    pixels = pixels[np.linspace(0, count - 1, kept).round().astype(int)]
+    # Each frame ends at the tick that is nearest to its due time: errors do not add up.
+    ends = (np.arange(1, kept + 1) / kept * (count / fps) * 1000 / tick).round().astype(int)
+    durations = tick * np.diff(ends.clip(1), prepend=0)
+    options: dict[str, Any] = {"save_all": True, "loop": 0, "duration": durations.tolist()}
     if file_format == "WEBP":
         first, *rest = (Image.fromarray(frame) for frame in _enlarge(pixels, scale))
         # Lossless, quality is effort: more takes a hundred times as long for a tenth of the size.
         options |= {"lossless": True, "quality": 80, "method": 3}
     else:
         (first, *rest), palette = _palette_pictures(pixels, scale)
-        if file_format == "GIF":  # It is given so that it is written once and not with every frame.
+        if file_format == "GIF":  # The palette is given so that not every frame has its own.
             options |= {"palette": palette, "optimize": True}
     buffer = io.BytesIO()
     try:
@@ -117,79 +129,6 @@ def encode_pictures(file_format: str, pixels: np.ndarray, fps: float, scale: int
             f"({error})"
         ) from error
     return buffer.getvalue()
-
-
-def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:
-    if shutil.which("ffmpeg") is None:
-        raise RuntimeError(
-            "MP4 needs the program ffmpeg, which was not found: install it, "
-            "or write .gif or .webp, which need nothing"
-        )
-    pixels = _enlarge(pixels, scale)
-    # Colour has half the resolution of brightness, so that both sides must be even.
-    even = [(0, size % 2) for size in pixels.shape[1:3]]
-    pixels = np.pad(pixels, [(0, 0), *even, (0, 0)], constant_values=255)
-    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
-    # Not mediapy's writer: what ffmpeg says is lost there when it ends before it has read all.
-    target = ["-c:v", "h264", "-pix_fmt", "yuv420p", "-qp", "20", "-y"]
-    with tempfile.TemporaryDirectory() as folder:
-        video = Path(folder) / "video.mp4"
-        command = ["ffmpeg", "-v", "error", *source, *target, str(video)]
-        ran = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
-        if ran.returncode:
-            lines = ran.stderr.decode(errors="replace").split("\n")
-            said = [line.strip()[:200] for line in lines if line.strip()]
-            said = said[-1] if said else f"not a word, status {ran.returncode}; is the disk full?"
-            raise OSError(f"ffmpeg could not write the video with the codec h264; it said: {said}")
-        return video.read_bytes()
-
-
-_ENCODERS: dict[str, Callable[[np.ndarray, float, int], bytes]] = {
-    ".gif": partial(encode_pictures, "GIF"),
-    ".webp": partial(encode_pictures, "WEBP"),
-    ".mp4": _encode_mp4,
-}
-
-
-def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarray, float, int]:
-    """Returns `(time, height, width, 3)` uint8 and the settings, or raises ValueError."""
-    frames = as_array("frames", frames)
-    accepted = "an array (time, height, width, 3 or 1) of floats in [0, 1] or of uint8"
-    if frames.ndim >= 3 and frames.shape[-1] >= 4:
-        accepted += "; states become frames by to_rgb(states)"
-    is_video = frames.ndim == 4 and 0 not in frames.shape and frames.shape[-1] in (1, 3)
-    require(is_video, "frames", accepted, frames)
-    check_number("fps", fps, 0)
-    fps, count = float(fps), len(frames)
-    accepted = f"above 0, and let {count} frames end within {_LONGEST_VIDEO} seconds"
-    require(fps > 0 and count / fps <= _LONGEST_VIDEO, "fps", accepted, fps)
-    check_integer("scale", scale, 1)
-    if frames.dtype != np.uint8:
-        check_finite("frames", frames)
-        low, high = frames.min(), frames.max()
-        in_range = low >= -1e-3 and high <= 1 + 1e-3
-        require(in_range, "frames", "floats in [0, 1] or uint8", f"values from {low} to {high}")
-        frames = (255 * frames.clip(0, 1)).round().astype(np.uint8)
-    return np.broadcast_to(frames, (*frames.shape[:3], 3)), fps, int(scale)
-
-
-def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
-    """Repeats the pixels of `(time, height, width, ...)` along height and width."""
-    return frames.repeat(scale, axis=1).repeat(scale, axis=2)
-
-
-def _timing(count: int, fps: float, tick: int) -> tuple[np.ndarray, list[int]]:
-    """Returns which frames to show and for how many ms each, in multiples of `tick` ms.
-
-    Each frame ends at the tick that is nearest to its due time: errors do not add up.
-    """
-    duration = count / fps
-    kept = count if fps <= _FASTEST_FPS else max(1, math.floor(duration * _FASTEST_FPS))
-    frames = np.linspace(0, count - 1, kept).round().astype(int)
-    ends = (np.arange(1, kept + 1) * (duration / kept * 1000 / tick)).round().astype(int)
-    ends[-1] = max(ends[-1], 1)
-    return frames, (tick * np.diff(ends, prepend=0)).tolist()
 
 
 def _palette_pictures(pixels: np.ndarray, scale: int) -> tuple[list[Image.Image], bytes]:
@@ -211,3 +150,39 @@ def _palette_pictures(pixels: np.ndarray, scale: int) -> tuple[list[Image.Image]
     for picture in pictures:
         picture.putpalette(palette)
     return pictures, palette
+
+
+def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:
+    if shutil.which("ffmpeg") is None:
+        raise RuntimeError(
+            "MP4 needs the program ffmpeg, which was not found: install it, "
+            "or write .gif or .webp, which need nothing"
+        )
+    pixels = _enlarge(pixels, scale)
+    # Colour has half the resolution of brightness, so that both sides must be even.
+    even = [(0, size % 2) for size in pixels.shape[1:3]]
+    pixels = np.pad(pixels, [(0, 0), *even, (0, 0)], constant_values=255)
+    source = f"-f rawvideo -pix_fmt rgb24 -s {pixels.shape[2]}x{pixels.shape[1]} -r {fps} -i -"
+    target = "-c:v h264 -pix_fmt yuv420p -qp 20"
+    with tempfile.TemporaryDirectory() as folder:
+        video = Path(folder) / "video.mp4"
+        # Not by mediapy, which loses what ffmpeg says if that ends before it has read all.
+        command = ["ffmpeg", "-v", "error", *source.split(), *target.split(), str(video)]
+        ran = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
+        if ran.returncode:
+            said = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+            said = said or f"nothing, and ended with {ran.returncode}; is the disk full?"
+            raise OSError(f"ffmpeg could not write the video with the codec h264; it said {said}")
+        return video.read_bytes()
+
+
+def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
+    """Repeats the pixels of `(time, height, width, ...)` along height and width."""
+    return frames.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+_ENCODERS: dict[str, Callable[[np.ndarray, float, int], bytes]] = {
+    ".gif": partial(encode_pictures, "GIF"),
+    ".webp": partial(encode_pictures, "WEBP"),
+    ".mp4": _encode_mp4,
+}
