@@ -91,12 +91,13 @@ def restore_run(folder: str | os.PathLike, like: Any, **meta: Any) -> tuple[Any,
             about, saved = _read(file)
         except Exception as error:  # Damage makes zipfile, NumPy and json raise nearly anything.
             raise ValueError(f"the run in {folder} cannot be read: {error!s:.200}") from error
-    there = about["meta"]
-    others = [name for name in meta if name not in there or there[name] != meta[name]]
+    others = [
+        f"{name} is {shown(about['meta'].get(name))} there, {shown(value)} here"
+        for name, value in meta.items()
+        if name not in about["meta"] or about["meta"][name] != value
+    ]
     if others:
-        pairs = [(name, shown(there.get(name)), shown(meta[name])) for name in others]
-        differences = "; ".join(f"{name} is {old} there, {new} here" for name, old, new in pairs)
-        raise ValueError(f"{folder} holds another run: {differences}")
+        raise ValueError(f"{folder} holds another run: {'; '.join(others)}")
     leaves = dict(zip(wanted, jax.tree.leaves(like), strict=True))
     for name in saved | wanted:
         is_numpy = isinstance(leaves.get(name), np.ndarray)
@@ -126,7 +127,7 @@ def _as_array(name: str, leaf: Any) -> np.ndarray:
     if is_number or isinstance(leaf, np.ndarray | np.generic | jax.Array):
         # Of a random key, of an integer that is too large, of an array that others hold a part of.
         with contextlib.suppress(TypeError, OverflowError, RuntimeError):
-            array = np.asarray(leaf, type(leaf) if is_number else None)
+            array = np.asarray(jax.device_get(leaf), type(leaf) if is_number else None)
     is_accepted = array.dtype == bool or jnp.issubdtype(array.dtype, np.number)
     require(is_accepted, name, "a number or an array of numbers that this process holds", leaf)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -134,7 +135,7 @@ def _as_array(name: str, leaf: Any) -> np.ndarray:
 
 def _as_leaf(like: Any, array: np.ndarray) -> Any:
     if isinstance(like, jax.Array):
-        return jnp.asarray(array)
+        return jax.device_put(array)
     return array if isinstance(like, np.ndarray) else type(like)(array[()])
 
 
@@ -155,10 +156,9 @@ def _read(file: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with open_npz(file) as content:
         about = json.loads(str(content["about"]))
         for number, (name, (dtype, shape)) in enumerate(about["leaves"].items()):
-            array, dtype = content[str(number)], np.dtype(dtype)
-            array = array.view(dtype) if _is_foreign(dtype) else array
+            array = content[str(number)]
+            arrays[name] = array.view(dtype) if _is_foreign(np.dtype(dtype)) else array
             # The zip's checksum is of whole arrays: one that seems shorter would pass it.
-            if (array.dtype, array.shape) != (dtype, tuple(shape)):
+            if [arrays[name].dtype.name, list(arrays[name].shape)] != [dtype, shape]:
                 raise ValueError(f"{name} is {_kind(array, False)}")
-            arrays[name] = array
     return about, arrays
