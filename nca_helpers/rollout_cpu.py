@@ -29,9 +29,11 @@ from nca_helpers.devices import AnyMesh, spread
 from nca_helpers.model import NCA, fire_mask, living_mask, mature, perceive, widen
 
 # The windows that a step may be computed in, in twelfths of the grid's height and width.
-WINDOW_TWELFTHS = (3, 4, 6, 8, 12)
+WINDOW_TWELFTHS = (4, 8, 12)
+# The cells of the smallest window that saves more than it takes to compile.
+SMALLEST_WINDOW = 500
 # How many cells the network takes at a time: its hidden layer then stays in cache.
-BLOCK = 512
+BLOCK = 128
 # Finding the cells that fire costs more than a smaller network that runs for all.
 SMALLEST_HIDDEN = 64
 
@@ -272,8 +274,7 @@ def _in_window(nca: NCA, function: Callable, state: Array, *grids: Array) -> Any
     """
     height, width, _ = state.shape
     shapes = sorted({(-(-height * k // 12), -(-width * k // 12)) for k in WINDOW_TWELFTHS})
-    if nca.hidden_size >= SMALLEST_HIDDEN:  # Less than a block of cells saves next to nothing.
-        shapes = [shape for shape in shapes[:-1] if math.prod(shape) > BLOCK] + shapes[-1:]
+    shapes = [shape for shape in shapes[:-1] if math.prod(shape) >= SMALLEST_WINDOW] + shapes[-1:]
     is_mature = mature(state, nca.alive_threshold)
     top, rows = _extent(is_mature.any(1))
     left, columns = _extent(is_mature.any(0))
