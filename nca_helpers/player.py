@@ -101,10 +101,10 @@ def _by_name(nca: NCA | Mapping[str, NCA]) -> dict[str, NCA]:
     if isinstance(nca, NCA):
         return {"": nca}
     is_named = isinstance(nca, Mapping) and len(nca) and all(isinstance(name, str) for name in nca)
-    given = list(nca) if isinstance(nca, Mapping) else type(nca)
+    given = list(nca) if isinstance(nca, Mapping) else nca
     require(is_named, "nca", "an NCA, or at least one as {name: NCA}", given)
     for name, member in nca.items():
-        require(isinstance(member, NCA), f"nca[{shown(name)}]", "an NCA", type(member))
+        require(isinstance(member, NCA), f"nca[{shown(name)}]", "an NCA", member)
     return dict(nca)
 
 
@@ -112,7 +112,7 @@ def _model(name: str, nca: NCA) -> dict:
     """Returns what `decodeModel` in player.js unpacks."""
     which = f"nca[{shown(name)}]" if name else "nca"
     own = "an NCA with NCA's own rule and layers, for the page knows no other"
-    require(not has_own_rule(nca), which, own, type(nca))
+    require(not has_own_rule(nca), which, own, type(nca).__name__)
     weights = weights_of(nca)
     for weight, array in weights.items():
         check_finite(f"{which}.{weight.replace('/', '.')}", array)
