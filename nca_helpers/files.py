@@ -46,6 +46,8 @@ def replace_file(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
     try:
         with temporary.open("xb") as file:
             _lock_and_clean(file, target.parent)
+            if not temporary.exists():  # Another writer cleaned before the lock was there.
+                return replace_file(path, content)
             with contextlib.suppress(FileNotFoundError):
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
             file.write(content) if isinstance(content, bytes) else content(file)
@@ -99,8 +101,7 @@ def _lock_and_clean(file: BinaryIO, folder: Path) -> None:
         for path in folder.glob(".nca-????????????????"):
             with contextlib.suppress(OSError), path.open("r+b") as other:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_size:  # An empty one may not be locked yet.
-                    path.unlink()
+                path.unlink()
 
 
 def _user_agent() -> str:

@@ -325,6 +325,21 @@ replace_file(sys.argv[1], write)
     assert (tmp_path / ".nca-0123456789abcdee").is_dir()
 
 
+def test_a_writer_that_is_cleaned_away_before_it_has_its_lock_begins_again(tmp_path, monkeypatch):
+    lock, calls = files._lock_and_clean, []
+
+    def too_late(file, folder):
+        calls.append(Path(file.name))
+        if len(calls) < 3:
+            calls[-1].unlink()
+        lock(file, folder)
+
+    monkeypatch.setattr(files, "_lock_and_clean", too_late)
+    replace_file(tmp_path / "file", b"written")
+    assert len(set(calls)) == 3
+    assert content(tmp_path) == {"file": b"written"}
+
+
 # Downloads
 
 
