@@ -54,27 +54,25 @@ def usable_cores(system: Path = Path("/sys/fs/cgroup"), process: Path = Path("/p
 
 def _quota(system: Path, process: Path) -> float:
     """Returns the processor time that the process's cgroups allow, in cores."""
-    quotas = [math.inf]
     try:
         lines = (process / "self/cgroup").read_text().splitlines()
     except OSError:  # Not Linux.
         return math.inf
+    files = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         # In a container the path is the host's, and what is mounted is the container's own.
-        folders = [Path(), *list(Path(path.strip("/")).parents)[:-1], Path(path.strip("/"))]
-        if not controllers:  # Version 2.
-            quotas += (_read_quota(system / folder / "cpu.max") for folder in folders)
-        elif "cpu" in controllers.split(","):
-            for mount in (controllers, "cpu"):
-                for folder in folders:
-                    base = system / mount / folder
-                    files = base / "cpu.cfs_quota_us", base / "cpu.cfs_period_us"
-                    quotas.append(_read_quota(*files))
-    return min(quotas)
+        path = Path(path.strip("/"))
+        for folder in (path, *path.parents, Path()):
+            if not controllers:  # Version 2.
+                files.append([system / folder / "cpu.max"])
+            elif "cpu" in controllers.split(","):
+                for mount in (system / controllers / folder, system / "cpu" / folder):
+                    files.append([mount / "cpu.cfs_quota_us", mount / "cpu.cfs_period_us"])
+    return min(map(_read_quota, files), default=math.inf)
 
 
-def _read_quota(*files: Path) -> float:
+def _read_quota(files: list[Path]) -> float:
     """Returns quota / period, both in microseconds, from one file (v2) or two (v1)."""
     try:
         quota, period = " ".join(file.read_text() for file in files).split()

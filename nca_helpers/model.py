@@ -77,7 +77,9 @@ def mature(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
 
 def widen(mask: Array) -> Array:
     """Returns the cells of a `(..., height, width)` mask and their neighbours, 3×3 around each."""
-    return _any_of_three(_any_of_three(mask, mask.ndim - 2), mask.ndim - 1)
+    padded = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 1), (1, 1)])
+    rows = padded[..., :-2, :] | padded[..., 1:-1, :] | padded[..., 2:, :]
+    return rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]
 
 
 def perceive(state: Array, angle: float | Array = 0.0) -> Array:
@@ -215,9 +217,7 @@ class NCA(nnx.Module):
         return self.step(state, fire.reshape(state.shape[:-1]), angle=angle, step_size=step_size)
 
 
-def fire_mask(
-    key: Array, sample: int | Array, rate: float | Array, shape: tuple[int, int]
-) -> Array:
+def fire_mask(key: Array, sample: Array, rate: float | Array, shape: tuple[int, int]) -> Array:
     """Draws which cells of one sample fire in one step, (height, width) booleans.
 
     It depends on the step's key and on the sample's place in its batch, not on how many samples
@@ -257,34 +257,24 @@ def weight_shapes(channels: int, hidden: int) -> dict[str, tuple[int, ...]]:
 
 def weights_of(nca: NCA | nnx.State) -> dict[str, np.ndarray]:
     """Returns the weights of an automaton, or their gradient, as `weight_shapes` names them."""
-    return {name: np.asarray(variable[...]) for name, variable in _weight_variables(nca).items()}
+    return {name: np.asarray(_variable(nca, name)[...]) for name in weight_shapes(0, 0)}
 
 
 def set_weights(nca: NCA, weights: Mapping[str, ArrayLike]) -> None:
     """Sets the weights of an automaton to those that `weights_of` returned, say."""
-    for name, variable in _weight_variables(nca).items():
-        variable[...] = jnp.asarray(weights[name])
+    for name in weight_shapes(0, 0):
+        _variable(nca, name)[...] = jnp.asarray(weights[name])
 
 
-def _weight_variables(nca: NCA | nnx.State) -> dict[str, nnx.Variable]:
-    return {name: operator.attrgetter(name.replace("/", "."))(nca) for name in weight_shapes(0, 0)}
+def _variable(nca: NCA | nnx.State, name: str) -> nnx.Variable:
+    return operator.attrgetter(name.replace("/", "."))(nca)
 
 
 def check_settings(fire_rate: Any, angle: Any, step_size: Any) -> None:
     """Raises ValueError unless a step accepts these; None is the automaton's own fire rate."""
-    if fire_rate is not None:
-        check_number("fire_rate", fire_rate, 0, 1)
+    check_number("fire_rate", 0 if fire_rate is None else fire_rate, 0, 1)
     check_number("angle", angle)
     check_number("step_size", step_size)
-
-
-def _any_of_three(mask: Array, axis: int) -> Array:
-    """Returns whether a cell or one of its two neighbours along `axis` is set."""
-    size = mask.shape[axis]
-    widths = [(1, 1) if i == axis else (0, 0) for i in range(mask.ndim)]
-    padded = jnp.pad(mask, widths)
-    before, here, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
-    return before | here | after
 
 
 def _sobel(state: Array) -> tuple[Array, Array]:

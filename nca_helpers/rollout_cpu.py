@@ -1,7 +1,7 @@
 """Time, fast: the rollout of `NCA`'s own rule on a CPU, and its gradient.
 
-`nca_helpers.rollouts` says what a rollout means; this gives the same states and gradients for the
-one rule that it is proven for, up to the order of float32 sums. What makes it fast:
+`rollouts.py` says what a rollout means; this gives the same states and gradients for the one rule
+that it is proven for, up to the order of float32 sums. What makes it fast:
 
 - Each sample takes its whole rollout in turn, so that its hidden layer stays in cache, and the
   samples are spread over the devices.
@@ -11,7 +11,7 @@ one rule that it is proven for, up to the order of float32 sums. What makes it f
   were taken: little memory, and one compilation for every length. (Chen et al. 2016, "Training deep
   nets with sublinear memory cost", with a segment for each step.)
 
-benchmarks/NOTES.md has what each of these brings. The gradient is reverse mode alone.
+benchmarks/NOTES.md says what each of these brings. The gradient is reverse mode alone.
 """
 
 import functools
@@ -55,7 +55,7 @@ def rollout_cpu(
     """Runs each sample for its own number of steps.
 
     Args:
-        graph: Of an `NCA` whose rule is its own class's, see `nca_helpers.model.has_own_rule`.
+        graph: Of an `NCA` without a rule of its own (`has_own_rule`).
         capacity: The steps that a gradient has room for, at least the longest.
         mesh: The devices that the samples are spread over, or None.
         weights: The automaton's.
@@ -85,7 +85,8 @@ def _forward(graph, capacity, mesh, weights, states, key, lengths, settings):
             fire = fire_mask(step_key, index, settings["fire_rate"], state.shape[:2])
             (following, alive), _ = _in_window(nca, step, state, fire)
             if capacity:
-                kept = _write(kept, (place, t), (state, jnp.stack([fire, alive])))
+                now = state, jnp.stack([fire, alive])
+                kept = jax.tree.map(functools.partial(_write, place, t), kept, now)
             return following, kept
 
         return jax.lax.fori_loop(0, length, advance, (state, kept))
@@ -116,7 +117,7 @@ def _backward(graph, capacity, mesh, residuals, cotangents):
 
         def retreat(i, carry):
             cotangent, sums = carry
-            state, (fire, alive) = _read(kept, (place, length - 1 - i))
+            state, (fire, alive) = jax.tree.map(lambda kept: kept[place, length - 1 - i], kept)
             (preceding,), shares = _in_window(nca, pull_back, state, fire, alive, cotangent)
             return preceding, jax.tree.map(jnp.add, sums, shares)
 
@@ -163,9 +164,8 @@ def _in_turn(function: Callable, samples: Any, kept: Any, shared: Any) -> tuple[
 def _step_and_pull_back(nca: NCA) -> tuple[Callable, Callable]:
     """Returns how this automaton takes a step here, and how the gradient takes it back.
 
-    The step, of (nca, settings, state, fire), returns the next state and which cells live in it.
-    Its counterpart, of (graph, weights, settings, state, fire, alive, cotangent), returns the
-    cotangent of the state, and those of weights and settings.
+    The one returns the next state and which cells live in it, the other the cotangent of the state,
+    and those of weights and settings.
     """
     if nca.hidden_size < SMALLEST_HIDDEN:
         return _step, _pull_back
@@ -185,8 +185,7 @@ def _pull_back(graph, weights, settings, state, fire, _, cotangent):
     return (cotangent,), shares
 
 
-def _sparse_step(nca, settings, state, fire):
-    """Takes the same step as `NCA.step`, with the network run only where it matters."""
+def _sparse_step(nca, settings, state, fire):  # The network runs only where it matters.
     frame = _frame(settings)
     before = living_mask(state, nca.alive_threshold)
     seen = _flat(perceive(state, frame.get("angle", 0.0)))
@@ -223,9 +222,8 @@ def _sparse_pull_back(graph, weights, settings, state, fire, alive, cotangent):
         return seen_cotangent, jax.tree.map(jnp.add, sums, shares)
 
     nothing = jnp.zeros_like(seen), jax.tree.map(jnp.zeros_like, [weights, settings])
-    seen_cotangent, (weights_share, settings_share) = jax.lax.fori_loop(
-        0, count, pull_back, nothing
-    )
+    sums = jax.lax.fori_loop(0, count, pull_back, nothing)
+    seen_cotangent, (weights_share, settings_share) = sums
     around, turned = look_back(seen_cotangent)
     return (cotangent + around,), [weights_share, jax.tree.map(jnp.add, settings_share, turned)]
 
@@ -255,14 +253,10 @@ def _take(cells: Array, rows: Array) -> Array:
     return cells.at[rows].get(mode="fill", fill_value=0, indices_are_sorted=True)
 
 
-def _write(kept: Any, place: tuple, now: Any) -> Any:
-    """Returns `kept` with the arrays `now` at `place`, an index of two axes."""
-    return jax.tree.map(lambda kept, now: kept.at[place].set(now), kept, now)
-
-
-def _read(kept: Any, place: tuple) -> Any:
-    """Returns what `_write` has put at `place`."""
-    return jax.tree.map(lambda kept: kept[place], kept)
+def _write(place: Array, t: Array, kept: Array, now: Array) -> Array:
+    # Where .at[place, t].set() scatters, this is known to stay in place.
+    start = (place, t, *(jnp.int32(0) for _ in now.shape))
+    return jax.lax.dynamic_update_slice(kept, now[None, None], start)
 
 
 def _in_window(nca: NCA, function: Callable, state: Array, *grids: Array) -> Any:
@@ -273,7 +267,7 @@ def _in_window(nca: NCA, function: Callable, state: Array, *grids: Array) -> Any
     a margin of three cells decides all. The grids that come back are put into empty ones.
     """
     height, width, _ = state.shape
-    shapes = sorted({(-(-height * k // 12), -(-width * k // 12)) for k in WINDOW_TWELFTHS})
+    shapes = [(-(-height * k // 12), -(-width * k // 12)) for k in WINDOW_TWELFTHS]
     shapes = [shape for shape in shapes[:-1] if math.prod(shape) >= SMALLEST_WINDOW] + shapes[-1:]
     is_mature = mature(state, nca.alive_threshold)
     top, rows = _extent(is_mature.any(1))
