@@ -145,7 +145,7 @@ def _in_turn(function: Callable, samples: Any, kept: Any, shared: Any) -> tuple[
     `place`. Handed on from one sample to the next they are written in place, never copied.
     """
 
-    # A vmap from outside, over a population say, must not batch the loop either.
+    # A vmap from outside, over a population say, must not batch the loop.
     @jax.custom_batching.sequential_vmap
     def in_turn(samples, kept, shared):
         def turn(kept, at):
@@ -229,7 +229,6 @@ def _sparse_pull_back(graph, weights, settings, state, fire, alive, cotangent):
 
 
 def _frame(settings: Settings) -> dict:
-    """Returns the keyword arguments of a step."""
     return {name: value for name, value in settings.items() if name != "fire_rate"}
 
 

@@ -14,6 +14,7 @@ import reference
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from nca_helpers import rollout_cpu
 from nca_helpers.model import NCA
 from nca_helpers.rollouts import rollout, rollout_frames
 
@@ -35,6 +36,14 @@ def compile_fast():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def windows_of_every_size():
+    """These grids are smaller than what a window pays for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout_cpu, "SMALLEST_WINDOW", 1)
+        yield
 
 
 def make_nca(weights=WEIGHTS, **options) -> NCA:
