@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def encode_pictures(file_format: str, pixels: np.ndarray, fps: float, scale: int
     pixels = pixels[np.linspace(0, count - 1, kept).round().astype(int)]
     # Each frame ends at the tick that is nearest to its due time: errors do not add up.
     ends = (np.arange(1, kept + 1) / kept * (count / fps) * 1000 / tick).round().astype(int)
-    durations = tick * np.diff(ends.clip(1), prepend=0)
+    durations = tick * np.diff(ends, prepend=0)
     options: dict[str, Any] = {"save_all": True, "loop": 0, "duration": durations.tolist()}
     if file_format == "WEBP":
         first, *rest = (Image.fromarray(frame) for frame in _enlarge(pixels, scale))
@@ -122,11 +121,9 @@ def encode_pictures(file_format: str, pixels: np.ndarray, fps: float, scale: int
     try:
         first.save(buffer, file_format, append_images=rest, **options)
     except (OverflowError, RuntimeError, ValueError, struct.error) as error:
-        # Of equal neighbours Pillow makes one picture.
         raise ValueError(
-            f"{file_format} cannot hold these frames at fps={fps!r}: one that stands for too long, "
-            f"its equal neighbours included, or is too large, {first.width}×{first.height} pixels "
-            f"({error})"
+            f"{file_format} cannot hold {first.width}×{first.height} pixels at fps={fps!r}; "
+            f"equal neighbours count as one that stands for longer ({error})"
         ) from error
     return buffer.getvalue()
 
@@ -158,16 +155,15 @@ def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:
             "MP4 needs the program ffmpeg, which was not found: install it, "
             "or write .gif or .webp, which need nothing"
         )
-    pixels = _enlarge(pixels, scale)
-    # Colour has half the resolution of brightness, so that both sides must be even.
-    even = [(0, size % 2) for size in pixels.shape[1:3]]
-    pixels = np.pad(pixels, [(0, 0), *even, (0, 0)], constant_values=255)
     source = f"-f rawvideo -pix_fmt rgb24 -s {pixels.shape[2]}x{pixels.shape[1]} -r {fps} -i -"
-    target = "-c:v h264 -pix_fmt yuv420p -qp 20"
+    # Colour has half the resolution of brightness, so that both sides must be even.
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white"
+    target = f"-vf scale=iw*{scale}:ih*{scale}:flags=neighbor,{even} -c:v h264 -qp 20"
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "video.mp4"
         # Not by mediapy, which loses what ffmpeg says if that ends before it has read all.
-        command = ["ffmpeg", "-v", "error", *source.split(), *target.split(), str(video)]
+        options = f"-v error {source} {target} -pix_fmt yuv420p".split()
+        command = ["ffmpeg", *options, str(video)]
         ran = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
         if ran.returncode:
             said = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
@@ -181,7 +177,7 @@ def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
     return frames.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-_ENCODERS: dict[str, Callable[[np.ndarray, float, int], bytes]] = {
+_ENCODERS = {
     ".gif": partial(encode_pictures, "GIF"),
     ".webp": partial(encode_pictures, "WEBP"),
     ".mp4": _encode_mp4,

@@ -456,6 +456,16 @@ def test_what_an_interrupt_does_besides_raising_stays(capsys, handler):
     assert [number for number, _ in calls] == [signal.SIGINT] * (3 if handler is None else 0)
 
 
+def test_an_interrupt_of_the_last_picture_is_not_lost(monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "in_kernel", lambda: True)
+    monkeypatch.setattr(progress_module, "display_png", lambda *arguments: press_stop())
+    progress = Progress(2)
+    progress.restore(2, [0.2, 0.1])
+    with pytest.raises(KeyboardInterrupt):
+        list(progress)
+    assert capsys.readouterr().out.startswith("step 2/2")
+
+
 def test_another_thread_leaves_interrupts_alone(capsys):
     steps = []
     thread = threading.Thread(target=lambda: steps.extend(Progress(3)))
