@@ -34,13 +34,14 @@ $(READY): requirements.txt pyproject.toml .ci/constraints-latest.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints-latest.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints-latest.txt \
+		--requirement requirements.txt --editable .
 	@touch $@
 
 $(BENCH_READY): requirements.txt benchmarks/requirements.txt .ci/constraints-latest.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --constraint .ci/constraints-latest.txt \
-		--requirement benchmarks/requirements.txt --editable .
+		--requirement requirements.txt --requirement benchmarks/requirements.txt --editable .
 	@touch $@
 
 clean:
