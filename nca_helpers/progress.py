@@ -113,12 +113,13 @@ class Progress:
         self._pending: tuple[int, dict[str, ArrayLike]] | None = None
         self._numbers: dict[str, float] = {}
 
-    def report(self, loss: ArrayLike, **shown: ArrayLike) -> None:
+    def report(self, loss: ArrayLike, note: str = "", **shown: ArrayLike) -> None:
         """Takes note of one turn, and shows it if it is time.
 
         Args:
             loss: The step's loss, a scalar. It is read from its device one step later, so that
                 the device is never kept waiting.
+            note: What else the line of text should say.
             **shown: By name: scalars for the line of text, read and checked as the loss is; and
                 states `(n, height, width, channels)` for the picture, which shows the first 8.
 
@@ -130,7 +131,7 @@ class Progress:
         self._settle()
         states = {name: value for name, value in shown.items() if np.ndim(value)}
         numbers = {name: value for name, value in shown.items() if name not in states}
-        self.step = self._after_turn
+        self.step, self._note = self._after_turn, note
         self._pending = self.step, {"loss": loss} | numbers
         if time.monotonic() - self._shown_at >= self._every or self.step == self.total:
             self._settle()
@@ -182,7 +183,7 @@ class Progress:
         self._started_at, self._shown_at = time.monotonic(), -math.inf
         # The first two turns may compile: the time that is left is told by those after them.
         self._turns, self._compiled = 0, (0, 0.0)
-        self._line_step, self._display = 0, None
+        self._line_step, self._note, self._display = 0, "", None
 
     @np.errstate(divide="ignore", invalid="ignore")
     def _show(self, stopped: bool = False) -> None:
@@ -200,7 +201,7 @@ class Progress:
             if losses.size:
                 parts += [f"log10(loss) {np.log10(np.median(losses[-_window(losses) :])):.2f}"]
             parts += [f"{name} {number:.4g}" for name, number in self._numbers.items()]
-            parts += [f"elapsed {_clock(now - self._started_at)}"]
+            parts += [self._note] * bool(self._note) + [f"elapsed {_clock(now - self._started_at)}"]
             step, at = self._compiled
             if 0 < step < done < self.total and not stopped:
                 parts += [f"ETA {_clock((now - at) / (done - step) * (self.total - done))}"]

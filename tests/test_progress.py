@@ -100,17 +100,17 @@ def test_hours_and_another_unit(clock, capsys):
     assert "generation 2/2  log10(loss) -2.00  elapsed 2:04:10" in capsys.readouterr().out
 
 
-def test_a_turn_of_several_steps_and_more_numbers(clock, capsys):
+def test_a_turn_of_several_steps_another_number_and_a_note(clock, capsys):
     progress, turns = Progress(35, stride=10), []
     for step in progress:
         clock.now += 10
-        progress.report(0.1, popsize=128, fitness=jnp.float32(-0.25))
+        progress.report(0.1, note="0.035 s/step", fitness=jnp.float32(-0.25))
         turns.append((step, progress.step))
     assert turns == [(0, 10), (10, 20), (20, 30), (30, 35)]
     first, second, third, last = capsys.readouterr().out.splitlines()
-    assert first == "step 10/35  log10(loss) -1.00  popsize 128  fitness -0.25  elapsed 0:10"
-    assert second == "step 20/35  log10(loss) -1.00  popsize 128  fitness -0.25  elapsed 0:20"
-    assert third.endswith("fitness -0.25  elapsed 0:30  ETA 0:05")
+    assert first == "step 10/35  log10(loss) -1.00  fitness -0.25  0.035 s/step  elapsed 0:10"
+    assert second == "step 20/35  log10(loss) -1.00  fitness -0.25  0.035 s/step  elapsed 0:20"
+    assert third.endswith("fitness -0.25  0.035 s/step  elapsed 0:30  ETA 0:05")
     assert last.startswith("step 35/35")
     with pytest.raises(ValueError, match="stride"):
         Progress(25, stride=0)
