@@ -36,12 +36,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from clipup import clipup
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from notebook_cells import run_cells
 
 import nca_helpers
-from nca_helpers import PGPE, clipup, halve, hole, robustness
+from nca_helpers import PGPE, halve, hole, robustness
 from nca_helpers.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent

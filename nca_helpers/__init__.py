@@ -13,7 +13,7 @@ from nca_helpers.devices import use_every_core
 from nca_helpers.emoji import emoji_name, load_emoji, load_image
 from nca_helpers.measure import robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
-from nca_helpers.pgpe import PGPE, clipup, pair_keys
+from nca_helpers.pgpe import PGPE, pair_keys
 from nca_helpers.pictures import show_images, tile, to_rgb
 from nca_helpers.player import player_html, save_player, show_player
 from nca_helpers.population import population_fitness, spread_generation
@@ -29,7 +29,6 @@ __all__ = [
     "Progress",
     "bundled",
     "circle",
-    "clipup",
     "emoji_name",
     "halve",
     "hole",

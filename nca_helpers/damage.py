@@ -3,7 +3,9 @@
     wounded = halve(state, "left")
     wounded = random_circles(states, jax.random.key(0))
 
-A wound empties cells: all their channels become zero. The wounds can be jitted.
+A wound empties cells: all their channels become zero. Each takes a state `(..., height, width,
+channels)` and returns one of the same shape, in a `jit` too; an argument of another shape or out of
+range raises ValueError.
 """
 
 import math
@@ -19,19 +21,7 @@ SIDES = ("left", "right", "top", "bottom")
 
 
 def circle(state: Array, centre: tuple[float, float] | Array, radius: float | Array) -> Array:
-    """Empties the cells within `radius` of `centre`.
-
-    Args:
-        state: `(..., height, width, channels)`.
-        centre: Row and column, in cells.
-        radius: In cells, at least 0.
-
-    Returns:
-        The wounded state, of the same shape.
-
-    Raises:
-        ValueError: `state` or `centre` has another shape, or `radius` is no number of at least 0.
-    """
+    """Empties the cells within `radius` of `centre`, a row and a column; all in cells."""
     check_state(state)
     _check_centre(centre)
     check_number("radius", radius, 0)
@@ -46,16 +36,6 @@ def random_circles(state: Array, key: Array) -> Array:
 
     The centre lies within half of the half-width around the middle, the radius between 0.1 and
     0.4 of half the width.
-
-    Args:
-        state: `(..., height, width, channels)`.
-        key: Random key.
-
-    Returns:
-        The wounded state, of the same shape.
-
-    Raises:
-        ValueError: `state` has another shape or holds no floats.
     """
     check_state(state)
     *batch, height, width, _ = state.shape
@@ -69,43 +49,22 @@ def random_circles(state: Array, key: Array) -> Array:
 
 
 def halve(state: Array, side: str = "left") -> Array:
-    """Empties one half of the grid.
-
-    Args:
-        state: `(..., height, width, channels)`.
-        side: The half to empty: "left", "right", "top" or "bottom".
-
-    Returns:
-        The wounded state, of the same shape.
-
-    Raises:
-        ValueError: `state` has another shape, or `side` is another word.
-    """
+    """Empties one half of the grid: the `side` "left", "right", "top" or "bottom"."""
     check_state(state)
     require(side in SIDES, "side", f"one of {', '.join(SIDES)}", side)
     height, width = state.shape[-3:-1]
+    rows, columns = jnp.mgrid[:height, :width]
     emptied = {
-        "left": (slice(None), slice(None, width // 2)),
-        "right": (slice(None), slice(width // 2, None)),
-        "top": (slice(None, height // 2), slice(None)),
-        "bottom": (slice(height // 2, None), slice(None)),
+        "left": columns < width // 2,
+        "right": columns >= width // 2,
+        "top": rows < height // 2,
+        "bottom": rows >= height // 2,
     }[side]
-    return jnp.asarray(state).at[(..., *emptied, slice(None))].set(0.0)
+    return jnp.where(emptied[..., None], 0.0, state)
 
 
 def hole(state: Array, radius: float | Array) -> Array:
-    """Empties a circle in the middle of the grid, where the seed was.
-
-    Args:
-        state: `(..., height, width, channels)`.
-        radius: In cells, at least 0.
-
-    Returns:
-        The wounded state, of the same shape.
-
-    Raises:
-        ValueError: `state` has another shape, or `radius` is no number of at least 0.
-    """
+    """Empties a circle in the middle of the grid, where the seed was; the radius is in cells."""
     check_state(state)
     height, width = state.shape[-3:-1]
     return circle(state, (height // 2, width // 2), radius)
