@@ -244,7 +244,6 @@ def _interrupts_held_back() -> Iterator[Callable[[], Any]]:
     handler, held = signal.getsignal(signal.SIGINT), []
     # Other threads are never interrupted; what is no function ends the process or ignores it.
     able = threading.current_thread() is threading.main_thread() and callable(handler)
-
     if able:
         signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments))
     try:

@@ -20,19 +20,17 @@ from nca_helpers.files import replace_file
 from nca_helpers.pictures import as_array, display_png, in_kernel
 
 _FASTEST_FPS = 50  # Browsers slow down what asks for less than 20 ms a frame.
-_LONGEST_VIDEO = 2**31 // 1000  # seconds: WebP counts milliseconds in 31 bits.
 
 
 def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scale: int = 4) -> Path:
     """Writes a video; the file's ending says in which format.
 
-    `.gif` and `.webp` are written by Pillow and loop for ever; `.mp4` needs the program ffmpeg.
-    WebP keeps every colour. GIF has one palette of 255 colours for the whole video, not dithered,
-    in which white stays white. MP4 gets a white row or column where a side is odd.
+    GIF and WebP loop for ever. WebP keeps every colour; GIF has one palette of 255 colours, not
+    dithered, in which white stays white. MP4 gets a white row or column where a side is odd.
 
-    Browsers slow animated pictures of more than 50 frames a second down; of a faster one, GIF
-    and WebP get 50 evenly spaced frames a second. Neighbouring frames that are equal become one
-    that is shown for longer. Either way the duration is `len(frames) / fps` to 10 ms.
+    Browsers slow down GIF and WebP of more than 50 frames a second, so of a faster video these
+    get 50 evenly spaced ones. Neighbouring frames that are equal become one that is shown for
+    longer. Either way the duration is `len(frames) / fps` to 10 ms.
 
     Args:
         path: Where to; `~` is the home folder, a missing folder is made, and a write that fails
@@ -82,20 +80,16 @@ def show_video(frames: ArrayLike, fps: float = 30, scale: int = 4, alt: str | No
 def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarray, float, int]:
     """Returns `(time, height, width, 3)` uint8 and the settings, or raises ValueError."""
     frames = as_array("frames", frames)
-    accepted = "an array (time, height, width, 3 or 1) of floats in [0, 1] or of uint8"
-    if frames.ndim >= 3 and frames.shape[-1] >= 4:
-        accepted += "; states become frames by to_rgb(states)"
+    accepted = "(time, height, width, 3 or 1), floats in [0, 1] or uint8, as to_rgb(states) gives"
     is_video = frames.ndim == 4 and 0 not in frames.shape and frames.shape[-1] in (1, 3)
     require(is_video, "frames", accepted, frames)
-    check_number("fps", fps, 0)
-    accepted = f"above 0, and let {len(frames)} frames end within {_LONGEST_VIDEO} seconds"
-    require(fps > 0 and len(frames) / float(fps) <= _LONGEST_VIDEO, "fps", accepted, fps)
+    check_number("fps", fps, 1e-5, 1e6)
     check_integer("scale", scale, 1)
     if frames.dtype != np.uint8:
         check_finite("frames", frames)
-        low, high = frames.min(), frames.max()
-        if low < -1e-3 or high > 1 + 1e-3:
-            raise ValueError(f"frames must be in [0, 1], or uint8, got from {low} to {high}")
+        low, high = float(frames.min()), float(frames.max())
+        in_range = low >= -1e-3 and high <= 1 + 1e-3
+        require(in_range, "frames", "in [0, 1] or of uint8", {"lowest": low, "highest": high})
         frames = (255 * frames.clip(0, 1)).round().astype(np.uint8)
     return np.broadcast_to(frames, (*frames.shape[:3], 3)), float(fps), int(scale)
 
