@@ -105,14 +105,11 @@ def use_every_core() -> Mesh:
     except RuntimeError:  # What is there stays.
         pass
     devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        print(f"{len(devices)} × {devices[0].device_kind}, JAX {jax.__version__}")
-    elif len(devices) == cores or given:
-        print(f"{len(devices)} CPU device(s) for {cores} core(s), JAX {jax.__version__}")
-    else:
+    print(f"{len(devices)} × {devices[0].device_kind}, JAX {jax.__version__}")
+    if devices[0].platform == "cpu" and len(devices) != cores and not given:
         print(
-            f"JAX runs already, with {len(devices)} CPU device(s), and goes on with that. To use "
-            f"the {cores} core(s) of this process, restart the kernel and run this cell first."
+            f"JAX ran before this cell and goes on with what it had. To use the {cores} cores of "
+            "this process, restart the kernel and run this cell first."
         )
     return Mesh(np.array(devices), ("device",))
 
