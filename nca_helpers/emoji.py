@@ -1,9 +1,6 @@
 """Targets: any emoji, or any picture, as a float32 RGBA array premultiplied by alpha.
 
->>> from nca_helpers.emoji import load_emoji
->>> target = load_emoji("🦎", size=40, padding=16)
->>> target.shape
-(72, 72, 4)
+    target = load_emoji("🦎", size=40, padding=16)  # (72, 72, 4)
 """
 
 import contextlib
@@ -51,27 +48,16 @@ def _parse(emoji: str) -> re.Match:
 
 
 def emoji_name(emoji: str) -> str:
-    """Names the file of an emoji as Noto does: its code points in hexadecimal, without U+FE0F.
+    """Names the file of one emoji as Noto does: its code points in hexadecimal, without U+FE0F.
 
-    Args:
-        emoji: one emoji, of one code point or of several.
-
-    Returns:
-        For example `emoji_u1f98e.png` for 🦎, `emoji_u1f469_200d_1f680.png` for 👩‍🚀.
-
-    Raises:
-        ValueError: `emoji` is not exactly one emoji.
+    For example `emoji_u1f98e.png` for 🦎. What is not exactly one emoji raises ValueError.
     """
     codes = "_".join(f"{ord(character):04x}" for character in _parse(emoji)[0])
     return f"emoji_u{codes}.png"
 
 
 def emoji_url(emoji: str) -> str:
-    """Returns where noto-emoji keeps the picture; flags are named there by their region's code.
-
-    Raises:
-        ValueError: `emoji` is not exactly one emoji.
-    """
+    """Returns where noto-emoji keeps the picture; flags are named there by their region's code."""
     match = _parse(emoji)
     if match["country"]:
         region = "".join(chr(ord(letter) - ord("🇦") + ord("A")) for letter in match["country"])
