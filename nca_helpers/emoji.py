@@ -1,6 +1,6 @@
 """Targets: any emoji, or any picture, as a float32 RGBA array premultiplied by alpha.
 
-    target = load_emoji("🦎", size=40, padding=16)  # (72, 72, 4)
+target = load_emoji("🦎", size=40, padding=16)  # (72, 72, 4)
 """
 
 import contextlib
