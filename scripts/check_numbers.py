@@ -2,11 +2,11 @@
 
     python scripts/check_numbers.py --outputs         with the outputs that are committed
     python scripts/check_numbers.py 01 02             with a fresh run of these notebooks
-    python scripts/check_numbers.py 01 --save         and keeps what has no output in the notebook
+    python scripts/check_numbers.py 01 --save         and the notebook keeps the run's outputs
 
 `notebooks/numbers.toml` binds the numbers to what shows them, and tells how to read it. The code of
 the folded solutions, expressions, and runs under another regime have no outputs in the notebook:
-what they printed in the fresh run that was saved last is in `notebooks/numbers.json`.
+what they printed when the notebook was saved is in `notebooks/numbers.json`.
 """
 
 import argparse
@@ -125,17 +125,21 @@ def outputs(notebook: NotebookNode) -> dict[str, str]:
     return said
 
 
-def run(name: str, rows_of: dict[str, list]) -> dict[str, str]:
-    """Runs a notebook, and once more for each regime the table names; returns what was shown."""
+def run(name: str, rows_of: dict[str, list]) -> tuple[NotebookNode, dict[str, str]]:
+    """Runs a notebook, and once more for each regime that its table names.
+
+    Returns:
+        The notebook as it ran, and all that was shown.
+    """
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     rows = [row for rows in rows_of.values() for row in rows]
     extra = {row[2]: f"print(*np.ravel({row[2]}))" for row in rows if row[1] == "value"}
     for exercise, text in texts(notebook).items():
         if exercise.startswith("exercise ") and (code := "\n".join(CODE.findall(text))):
             extra[exercise] = f"exec({code!r}, dict(globals()))"  # None spoils another's names.
-    shown = {}
+    shown, ran = {}, {}
     for regime in ["", *dict.fromkeys(row[1].split(": ")[0] for row in rows if ": " in row[1])]:
-        executed = copy.deepcopy(notebook)
+        executed = ran[regime] = copy.deepcopy(notebook)
         os.environ.pop("NCA_REGIME", None)
         os.environ |= {"NCA_PRESET": "laptop"} | ({"NCA_REGIME": regime} if regime else {})
         for i, code in enumerate([] if regime else extra.values()):
@@ -144,15 +148,18 @@ def run(name: str, rows_of: dict[str, list]) -> dict[str, str]:
         execute(executed, RUNS / f"{name}{regime and '_'}{regime}.ipynb", RUNS)
         found = outputs(executed)
         shown |= {f"{regime}: {cell}" if regime else cell: text for cell, text in found.items()}
-    return shown | {key: shown.pop(f"extra-{i}") for i, key in enumerate(extra)}
+    ran[""].cells = ran[""].cells[: len(notebook.cells)]
+    return ran[""], shown | {key: shown.pop(f"extra-{i}") for i, key in enumerate(extra)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", help="01 for notebook 01; all if none is given")
     parser.add_argument("--outputs", action="store_true", help="run nothing")
-    parser.add_argument("--save", action="store_true", help="keep what was printed")
+    parser.add_argument("--save", action="store_true", help="keep the run's outputs")
     arguments = parser.parse_args()
+    if arguments.outputs and arguments.save:
+        parser.error("--outputs runs nothing that --save could keep")
     RUNS.mkdir(parents=True, exist_ok=True)
     saved = json.loads(SAVED.read_text(encoding="utf-8")) if SAVED.exists() else {}
     count = 0
@@ -163,7 +170,7 @@ def main() -> None:
         if arguments.outputs:
             shown = outputs(notebook) | saved.get(name, {})
         else:
-            shown = run(name, rows_of)
+            notebook, shown = run(name, rows_of)
             failed = [f"{key}: {text}" for key, text in shown.items() if FAILED in text]
             print("\n".join(failed))
             count += len(failed)
@@ -173,12 +180,13 @@ def main() -> None:
             saved[name] = {
                 key: shown[key] for key in sorted(wanted - set(outputs(notebook))) if key in shown
             }
+        if arguments.save:
+            replace_file(FOLDER / f"{name}.ipynb", f"{nbformat.writes(notebook)}\n".encode())
+            replace_file(SAVED, f"{json.dumps(saved, ensure_ascii=False, indent=1)}\n".encode())
         for found in compare(rows_of, texts(notebook), shown, is_fresh=not arguments.outputs):
             count += 1
             print(f"{name}, {found.cell}: {found.words!r}: says {found.said}, is {found.found}")
-    if arguments.save:
-        replace_file(SAVED, f"{json.dumps(saved, ensure_ascii=False, indent=1)}\n".encode())
-    sys.exit(f"{count} numbers are not what shows them." if count else 0)
+    sys.exit(f"{count} numbers are not what shows them." if count else None)
 
 
 if __name__ == "__main__":
