@@ -280,7 +280,7 @@ def test_bad_input_of_a_spread_generation_is_refused():
         lambda: spread_generation(pgpe, simple_fitness, state, "all"), "mesh must be", "'all'"
     )
     reference.refuses(
-        lambda: spread_generation(pgpe, lambda vector, key: vector, state), "fitness must be a function that returns"
+        lambda: spread_generation(pgpe, lambda vector, key: vector, state), "fitness must be"
     )
 
 
