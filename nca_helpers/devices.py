@@ -138,8 +138,7 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
         return in_force if in_force.size > 1 else None
     if mesh is not None:
         return Mesh(mesh.devices, mesh.axis_names)  # Those of jax.make_mesh have explicit axes.
-    leaves = _arrays(arrays)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    leaves, traced = _arrays(arrays), _is_traced(arrays)
     places = [] if traced else {frozenset(leaf.devices()) for leaf in leaves if leaf.committed}
     pinned = len(places) == 1 and len(*places) == 1
     if pinned or (traced and not inside_jit):
@@ -150,8 +149,7 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
 
 def move(arrays: Any, mesh: AnyMesh | None) -> Any:
     """Returns the arrays where work on `mesh` can read them, whichever devices they were on."""
-    leaves = _arrays(arrays)
-    if mesh is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if mesh is None or _is_traced(arrays):
         return arrays
     # What is in force is known as an abstract mesh; a new array lies on its devices.
     everywhere = NamedSharding(mesh, P()) if isinstance(mesh, Mesh) else jnp.zeros(()).sharding
@@ -161,7 +159,7 @@ def move(arrays: Any, mesh: AnyMesh | None) -> Any:
             return leaf
         if not leaf.is_fully_addressable and leaf.is_fully_replicated:
             leaf = leaf.addressable_data(0)  # This process's own copy.
-        is_there = leaf.devices() == everywhere.device_set
+        is_there = getattr(leaf.sharding, "mesh", None) == everywhere.mesh
         return leaf if is_there else jax.device_put(leaf, everywhere)
 
     return jax.tree.map(moved, arrays)
@@ -217,3 +215,8 @@ def spread(
 
 def _arrays(tree: Any) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+
+def _is_traced(tree: Any) -> bool:
+    """Returns whether an array is traced, or a caller's jit, which also traces new arrays."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*_arrays(tree), jnp.zeros(())))
