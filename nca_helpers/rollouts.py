@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.interpreters.ad import JVPTracer
+from jax.sharding import Mesh
 
 from nca_helpers.checks import check_integer, check_key, check_state, require
 from nca_helpers.devices import find_mesh, move
@@ -77,7 +78,9 @@ def rollout(
     mesh = find_mesh(inputs, inside_jit=False)
     inputs = move(inputs, mesh)
     if _is_fast(nca, state, key) and not any(map(_is_beyond_reverse_mode, tracers)):
-        return _fast(graph, capacity, mesh, *inputs)
+        states = _fast(graph, capacity, mesh, *inputs)
+        # An array that lies on all devices cannot be indexed in everybody's shard_map: a plain one.
+        return jnp.asarray(np.asarray(states)) if isinstance(mesh, Mesh) else states
     return _plain(graph, capacity, *inputs)
 
 
