@@ -39,8 +39,8 @@ def usable_cores(system: Path = Path("/sys/fs/cgroup"), process: Path = Path("/p
     Raises:
         ValueError: `PYTHON_CPU_COUNT` is neither "default" nor an integer of at least 1.
     """
-    asked = os.environ.get("PYTHON_CPU_COUNT", "default")
-    if asked != "default":
+    asked = os.environ.get("PYTHON_CPU_COUNT", "")
+    if asked not in ("", "default"):
         if not (asked.isdecimal() and int(asked) >= 1):
             raise ValueError(f"PYTHON_CPU_COUNT must be an integer of at least 1, got {asked!r}")
         return int(asked)
@@ -55,12 +55,12 @@ def usable_cores(system: Path = Path("/sys/fs/cgroup"), process: Path = Path("/p
 def _quota(system: Path, process: Path) -> float:
     """Returns the processor time that the process's cgroups allow, in cores."""
     try:
-        lines = (process / "self/cgroup").read_text().splitlines()
+        lines = (process / "self/cgroup").read_text(errors="replace").splitlines()
     except OSError:  # Not Linux.
         return math.inf
     files = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "?", ""][:3]
         # In a container the path is the host's, and what is mounted is the container's own.
         path = Path(path.strip("/"))
         for folder in (path, *path.parents, Path()):

@@ -45,10 +45,10 @@ def replace_file(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
     temporary = target.with_name(f".nca-{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
-            _lock_and_clean(file, target.parent)
+            _lock_and_clean(file, temporary)
             if not temporary.exists():  # Another writer cleaned before the lock was there.
                 return replace_file(path, content)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # None is there, or the disk keeps none.
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
             file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
@@ -92,13 +92,13 @@ def fetch(url: str, limit: int) -> bytes:
     return bytes(data)
 
 
-def _lock_and_clean(file: BinaryIO, folder: Path) -> None:
-    """Removes the temporary files that nobody has locked: their writers were killed."""
+def _lock_and_clean(file: BinaryIO, own: Path) -> None:
+    """Removes the other temporary files that nobody has locked: their writers were killed."""
     with contextlib.suppress(ImportError, OSError):  # Windows and some network drives lock none.
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX)
-        for path in folder.glob(".nca-????????????????"):
+        for path in {*own.parent.glob(".nca-????????????????")} - {own}:
             with contextlib.suppress(OSError), path.open("r+b") as other:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -24,8 +24,6 @@ from nca_helpers.files import as_path, replace_file
 
 __all__ = ["restore_run", "save_run"]
 
-_FILE = "run.npz"
-
 
 def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> Path:
     """Writes all that a training needs to go on later, in place of the run saved there before.
@@ -54,9 +52,9 @@ def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> 
     about = {"step": check_integer("step", step, 0), "meta": meta, "leaves": leaves}
     content = {"about": np.array(json.dumps(about))}
     for number, array in enumerate(arrays.values()):
-        is_foreign = _is_foreign(array.dtype)
+        is_foreign = array.dtype.isbuiltin == 2  # bfloat16, int4, ...: .npy keeps none of these.
         content[str(number)] = array.view(f"u{array.itemsize}") if is_foreign else array
-    replace_file(folder / _FILE, lambda file: np.savez(file, **content))
+    replace_file(folder / "run.npz", lambda file: np.savez(file, **content))
     return folder
 
 
@@ -80,7 +78,7 @@ def restore_run(folder: str | os.PathLike, like: Any, **meta: Any) -> tuple[Any,
     """
     folder, wanted, meta = _checked(folder, "like", like, meta)
     try:
-        file = (folder / _FILE).open("rb")
+        file = (folder / "run.npz").open("rb")
     except FileNotFoundError:
         if any(folder.glob("nca_run_" + 8 * "[0-9]")):
             older = "was saved by an older version of nca_helpers and cannot go on with this one"
@@ -146,18 +144,14 @@ def _kind(array: np.ndarray | None, is_numpy: bool) -> str:
     return f"{array.dtype.name} of shape {shape}"
 
 
-def _is_foreign(dtype: np.dtype) -> bool:
-    return dtype.isbuiltin == 2  # bfloat16, float8_e4m3fn, int4, ...: .npy does not keep these.
-
-
 def _read(file: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns `about` and the arrays by name; raises nearly anything if the file is damaged."""
     arrays = {}
     with open_npz(file) as content:
         about = json.loads(str(content["about"]))
         for number, (name, (dtype, shape)) in enumerate(about["leaves"].items()):
-            array = content[str(number)]
-            arrays[name] = array.view(dtype) if _is_foreign(np.dtype(dtype)) else array
+            array, is_foreign = content[str(number)], np.dtype(dtype).isbuiltin == 2
+            arrays[name] = array.view(dtype) if is_foreign else array
             # The zip's checksum is of whole arrays: one that seems shorter would pass it.
             if [arrays[name].dtype.name, list(arrays[name].shape)] != [dtype, shape]:
                 raise ValueError(f"{name} is {_kind(array, False)}")

@@ -328,16 +328,31 @@ replace_file(sys.argv[1], write)
 def test_a_writer_that_is_cleaned_away_before_it_has_its_lock_begins_again(tmp_path, monkeypatch):
     lock, calls = files._lock_and_clean, []
 
-    def too_late(file, folder):
-        calls.append(Path(file.name))
+    def too_late(file, own):
+        calls.append(own)
         if len(calls) < 3:
-            calls[-1].unlink()
-        lock(file, folder)
+            own.unlink()
+        lock(file, own)
 
     monkeypatch.setattr(files, "_lock_and_clean", too_late)
     replace_file(tmp_path / "file", b"written")
     assert len(set(calls)) == 3
     assert content(tmp_path) == {"file": b"written"}
+
+
+@pytest.mark.parametrize("kind", ["none", "no-op"])
+def test_a_disk_that_knows_no_locks_or_permissions(tmp_path, monkeypatch, kind):
+    """As some of those that are mounted over a network."""
+
+    def refuse(*arguments, **options):
+        if kind == "none":
+            raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr(os, "chmod", refuse)
+    for data in (b"old", b"new"):
+        replace_file(tmp_path / "file", data)
+        assert content(tmp_path) == {"file": data}
 
 
 # Downloads

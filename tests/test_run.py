@@ -93,6 +93,10 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
         run, step = restore_run(folder, like, **meta)
         assert (step, type(step)) == (7, int)
         assert_equal(run, wanted, like)
+    # JAX has no other order of bytes than the machine's.
+    numbers, _ = restore_run(folder, like | {"big-endian": jnp.zeros(3, jnp.int16)})
+    assert isinstance(numbers["big-endian"], jax.Array)
+    assert numbers["big-endian"].tolist() == wanted["big-endian"].tolist()
     # What is restored can be saved, and one leaf alone is a run as well.
     save_run(folder, run, step=8)
     assert_equal(restore_run(str(folder), wanted)[0], wanted, wanted)
