@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 import reference
 import scipy.stats
-from flax import nnx
 from hypothesis import given, settings
 
 from nca_helpers.damage import circle, halve, hole, random_circles
-from nca_helpers.measure import robustness
-from nca_helpers.model import NCA, seed_state
 
 KEY = np.array([0, 5], np.uint32)
 SIDES = ("left", "right", "top", "bottom")
@@ -245,79 +242,3 @@ def test_a_state_without_a_grid_is_refused(wound, shape):
 def test_a_centre_that_is_no_row_and_column_is_refused(centre):
     state = np.ones((5, 5, 4), np.float32)
     reference.refuses(lambda: circle(state, centre, 1), "centre", str(centre))
-
-
-def idle_nca():
-    """An untrained automaton: it leaves what lives as it is."""
-    return NCA(hidden=3, rngs=nnx.Rngs(0))
-
-
-ROBUSTNESS_WOUNDS = {
-    "none": lambda states, key: states,
-    "all gone": lambda states, key: 0 * states,
-    "all alive": lambda states, key: 0 * states + 1,
-    "not a number": lambda states, key: states * jnp.nan,
-    "half of them gone": lambda states, key: states.at[:2].set(0),
-}
-
-
-def test_robustness_names_what_becomes_of_each_wound():
-    target = np.asarray(seed_state(8, 8))[..., :4]
-    rows = robustness(
-        idle_nca(), target, ROBUSTNESS_WOUNDS, jax.random.key(0),
-        wound_step=3, recovery_steps=2, num_rollouts=4,
-    )  # fmt: skip
-    fates = {
-        row["wound"]: (row["survived"], row["died"], row["overgrew"], row["nan"]) for row in rows
-    }
-    assert fates["none"] == (1, 0, 0, 0)
-    assert fates["all gone"] == (0, 1, 0, 0)
-    assert fates["all alive"] == (0, 0, 1, 0)
-    # A cell whose alpha is NaN is not dead: what explodes must not look like what died.
-    assert fates["not a number"] == (0, 0, 0, 1)
-    assert fates["half of them gone"] == (0.5, 0.5, 0, 0)
-    assert all(row["wound_step"] == 3 for row in rows)
-
-
-def test_robustness_loss_is_the_log_of_the_mean_over_rollouts():
-    target = np.zeros((8, 8, 4), np.float32)
-    (row,) = robustness(
-        idle_nca(), target, {"none": ROBUSTNESS_WOUNDS["none"]}, jax.random.key(0),
-        wound_step=1, recovery_steps=1, num_rollouts=3,
-    )  # fmt: skip
-    # The seed's one cell differs in alpha alone, by 1, of 8 x 8 cells with four channels.
-    assert row["log10_loss"] == pytest.approx(np.log10(1 / (8 * 8 * 4)))
-
-
-def test_robustness_reports_a_state_that_is_not_a_number():
-    wounds = {"not a number": ROBUSTNESS_WOUNDS["not a number"]}
-    target = np.zeros((8, 8, 4), np.float32)
-    (row,) = robustness(
-        idle_nca(), target, wounds, jax.random.key(0), wound_step=1, recovery_steps=0
-    )
-    assert (row["survived"], row["died"], row["nan"]) == (0, 0, 1)
-    assert np.isnan(row["log10_loss"])
-
-
-TARGET = np.zeros((8, 8, 4), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("target", TARGET[0], "(8, 4)"),
-        ("target", TARGET[..., :3], "(8, 8, 3)"),
-        ("target", TARGET[None], "(1, 8, 8, 4)"),
-        ("target", TARGET + np.nan, "NaN or infinity 256 times"),
-        *(("wound_step", value, repr(value)) for value in (-1, 2.0, None, True)),
-        *(("recovery_steps", value, repr(value)) for value in (-1, 2.5, None)),
-        *(("num_rollouts", value, repr(value)) for value in (0, -1, 2.0)),
-    ],
-)
-def test_robustness_refuses(name, value, shown):
-    def wound(states, key):
-        raise AssertionError("wounded")
-
-    given = {"nca": idle_nca(), "target": TARGET, "wounds": {"any": wound}, "key": KEY}
-    given |= {"wound_step": 1, "recovery_steps": 1, "num_rollouts": 1, name: value}
-    reference.refuses(lambda: robustness(**given), name, shown)

@@ -74,6 +74,12 @@ def without_bias(**options):
     return nca
 
 
+def with_adapter(**options):
+    nca = NCA(**options)
+    nca.hidden = nnx.LoRALinear(3 * CHANNELS, HIDDEN, lora_rank=2, rngs=options["rngs"])
+    return nca
+
+
 def with_counter(**options):
     nca = NCA(**options)
     nca.steps_trained = nnx.Variable(jnp.int32(7))
@@ -82,7 +88,7 @@ def with_counter(**options):
 
 
 RULES = (Torus, Immortal, Compass, FarSighted, TwoSteps, with_convolution, without_bias)
-RULES += (with_counter,)
+RULES += (with_adapter, with_counter)
 EACH_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 EACH_PLACE = pytest.mark.parametrize("place", [(6, 5), (0, 0)], ids=["middle", "corner"])
 

@@ -704,3 +704,68 @@ def test_an_angle_for_each_sample():
 def test_more_steps_than_can_be_counted_are_refused():
     state = np.zeros((5, 5, CHANNELS), np.float32)
     reference.refuses(lambda: rollout(make_nca(), state, KEY, 2**33), "num_steps", str(2**33))
+
+
+# What the fast way might do in another way
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, 7])
+def test_gradient_where_more_cells_fire_than_are_taken_at_a_time(hidden):
+    state = jnp.asarray(reference.random_state((2, *WIDE_GRID), seed=1, alive=0.6), jnp.float32)
+    weights = reference.random_weights(CHANNELS, hidden, seed=0, scale=SCALE)
+    nca = reference.set_weights(NCA(channels=CHANNELS, hidden=hidden, rngs=nnx.Rngs(0)), weights)
+    graph, params = nnx.split(nca)
+
+    def loss_of(params, state, run):
+        last = run(nnx.merge(graph, params), state, fire_rate=1.0)
+        return ((last - make_target(last.shape)) ** 2).mean()
+
+    expected = jax.grad(loss_of, argnums=(0, 1))(params, state, looped(2))
+    assert_trees_near(jax.grad(loss_of, argnums=(0, 1))(params, state, rolled(2)), expected)
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, 7])
+def test_what_explodes_does_so_as_in_the_plain_loop(hidden):
+    """A cell whose alpha is NaN counts as mature, so that an explosion spreads and stays."""
+    random = np.random.default_rng(0)
+    weights = reference.random_weights(CHANNELS, hidden, seed=0)
+    weights = weights._replace(update_kernel=np.abs(random.normal(size=(hidden, CHANNELS))) * 1e12)
+    nca = reference.set_weights(NCA(channels=CHANNELS, hidden=hidden, rngs=nnx.Rngs(0)), weights)
+    state = make_state(2, grid=WIDE_GRID)
+    frames = np.stack(plain_loop(nca, state, 7))
+    assert np.isfinite(frames[1]).all()
+    assert np.isnan(frames[5]).any() and not np.isnan(frames[5]).all()
+    assert np.isnan(frames[7]).sum() > np.isnan(frames[5]).sum()
+    for num_steps in (1, 5, 7):
+        last = np.asarray(rollout(nca, state, KEY, num_steps))
+        np.testing.assert_array_equal(np.isnan(last), np.isnan(frames[num_steps]))
+
+
+def angle_loss(run):
+    def of(angle):
+        last = run(make_nca(), make_state(2), angle=angle)
+        return ((last - make_target(last.shape)) ** 2).mean()
+
+    return of
+
+
+def test_forward_mode_and_second_derivatives_outside_of_jit():
+    angle = jnp.float32(0.4)
+    rolled_, looped_ = angle_loss(rolled(STEPS)), angle_loss(looped(STEPS))
+    found, expected = (jax.jvp(each, (angle,), (2 * angle,)) for each in (rolled_, looped_))
+    assert_trees_near(found, expected)
+    reference.assert_near(jax.hessian(rolled_)(angle), jax.hessian(looped_)(angle), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda function: jax.jacfwd(jax.jit(function)),
+        lambda function: jax.hessian(jax.jit(function)),
+        lambda function: jax.grad(jax.jit(jax.grad(function))),
+    ],
+    ids=["forward mode", "hessian", "reverse of reverse"],
+)
+def test_what_a_jit_inside_hides_is_refused_rather_than_wrong(derive):
+    with pytest.raises((TypeError, ValueError)):
+        derive(angle_loss(rolled(STEPS)))(jnp.float32(0.4))
