@@ -18,7 +18,9 @@ from nca_helpers import files
 from nca_helpers.checkpoint import load_meta, load_nca, save_nca
 from nca_helpers.files import fetch, replace_file
 from nca_helpers.model import NCA, nnx
+from nca_helpers.player import save_player
 from nca_helpers.run import restore_run, save_run
+from nca_helpers.video import save_video
 
 ROOT = Path(__file__).parents[1]
 LIKE = np.zeros(3)
@@ -84,6 +86,9 @@ def test_the_wave_is_the_home_folder(home):
     for path in ("~/nca.npz", Path("~/nca.npz"), home / "nca.npz"):
         assert load_meta(path)["emoji"] == "🦎"
         assert load_nca(path).hidden_size == 1
+    assert save_player("~/nca.html", nca, size=8) == home / "nca.html"
+    assert save_video("~/white.gif", np.ones((1, 2, 2, 3))) == home / "white.gif"
+    assert {path.name for path in home.iterdir()} == {"a", "nca.npz", "nca.html", "white.gif"}
     assert save_run("~/run", LIKE, step=2) == home / "run"
     for path in ("~/run", Path("~/run"), home / "run"):
         assert restore_run(path, LIKE)[1] == 2
