@@ -560,7 +560,7 @@ def test_failed_download_says_what_was_tried(
     server, picture, tmp_path, monkeypatch, answer, reason
 ):
     if reason in ("timed out", "took longer than"):
-        monkeypatch.setattr(module, "TIMEOUT", 1.0)
+        monkeypatch.setattr("nca_helpers.files.TIMEOUT", 1.0)
     server.answers[FLAMINGO_URL] = answer(server, encode(picture))
     with pytest.raises(LookupError) as caught:
         load_emoji(FLAMINGO)
@@ -584,7 +584,7 @@ def test_failed_download_says_what_was_tried(
 )
 def test_failed_download_of_a_picture(server, picture, monkeypatch, answer, reason):
     if reason in ("timed out", "took longer than"):
-        monkeypatch.setattr(module, "TIMEOUT", 1.0)
+        monkeypatch.setattr("nca_helpers.files.TIMEOUT", 1.0)
     server.answers["/own.png"] = answer(server, encode(picture))
     with pytest.raises((OSError, ValueError)) as caught:
         load_image(f"{server.url}/own.png")
@@ -679,18 +679,11 @@ def test_unknown_home_is_no_error(server, picture, monkeypatch):
 
 @pytest.mark.parametrize("failing", ["write", "replace"])
 def test_failed_write_leaves_nothing_behind(server, picture, tmp_path, monkeypatch, failing):
-    def write_half(path, data):
-        with open(path, "wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError("no space left on device")
-
     def refuse(*args):
         raise OSError("not today")
 
-    if failing == "write":
-        monkeypatch.setattr(Path, "write_bytes", write_half)
-    else:
-        monkeypatch.setattr(os, "replace", refuse)
+    # What is written reaches the disk with fsync, and its place with replace.
+    monkeypatch.setattr(os, {"write": "fsync"}.get(failing, failing), refuse)
     server.answers[FLAMINGO_URL] = encode(picture)
     np.testing.assert_array_equal(load_emoji(FLAMINGO), load_image(picture))
     assert cached_files(tmp_path) == []
