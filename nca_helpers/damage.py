@@ -72,5 +72,6 @@ def hole(state: Array, radius: float | Array) -> Array:
 
 def _check_centre(centre: tuple[float, float] | Array) -> None:
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(centre))
-    is_place = jnp.shape(centre) == (2,) and (traced or bool(np.all(np.isfinite(centre))))
+    shape = (len(centre),) if isinstance(centre, tuple | list) else jnp.shape(centre)
+    is_place = shape == (2,) and (traced or bool(np.all(np.isfinite(centre))))
     require(is_place, "centre", "a finite row and column, in cells", centre)

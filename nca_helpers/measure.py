@@ -67,8 +67,9 @@ def robustness(
     rows = []
     for name, wound in wounds.items():
         states = rollout(nca, wound(grown, wound_key), recover_key, recovery_steps)
-        losses = np.mean(np.square(np.asarray(states[..., :4]) - target), axis=(1, 2, 3))
-        is_number = np.isfinite(losses)
+        with np.errstate(over="ignore"):
+            losses = np.mean(np.square(np.asarray(states[..., :4]) - target), axis=(1, 2, 3))
+        is_number = np.isfinite(np.asarray(states)).all(axis=(1, 2, 3)) & np.isfinite(losses)
         living = np.asarray(living_mask(states, nca.alive_threshold)).sum((1, 2))
         with np.errstate(divide="ignore"):
             rows.append(
