@@ -102,7 +102,8 @@ def with_values(vector, values):
 
 
 def fitness(vector, key):
-    return rollout(nca_of(vector), make_states(1)[0], key, STEPS).mean()
+    """A maximum, for sums may be taken in any order."""
+    return rollout(nca_of(vector), make_states(1)[0], key, STEPS).max()
 
 
 @jax.jit
@@ -302,6 +303,10 @@ def meshes_in_force():
                 how, run = ("eagerly", work) if eager else ("in jit", jax.jit(work))
                 expected = functools.partial(plain, work)
                 yield f"{work.__name__} {how} {mesh}", functools.partial(call, run), expected
+            expected = functools.partial(plain, rolled)
+            for run in (apart_in, constants_in):
+                call_it = functools.partial(run, mesh_of(kind, axes))
+                yield f"{run.__name__} {mesh}", call_it, expected
             yield (
                 f"gradient {mesh}",
                 functools.partial(call, jax.jit(gradient(rolled))),
@@ -325,6 +330,29 @@ def stays(function):
 def apart(work):
     vector, states, key = inputs()
     return work(everywhere(vector), pinned(states), key)
+
+
+def apart_in(mesh: Mesh):
+    """Weights that are on one device, states that are on all, and then another mesh in force."""
+    vector, states, key = inputs()
+    nca, states = nca_of(pinned(vector)), everywhere(states)
+    with jax.set_mesh(mesh):
+        return rollout(nca, states, key, lengths_of(len(states)))
+
+
+def constants_in(mesh: Mesh):
+    """In the jit of a caller, with a mesh in force, a rollout reads constants alone."""
+    with jax.set_mesh(mesh):
+        vector, states, key = inputs()
+        nca = nca_of(jnp.asarray(vector))
+        return jax.jit(lambda: rollout(nca, states, key, lengths_of(len(states))))()
+
+
+def constants_beside_what_is_pinned():
+    """The same without a mesh; what else the jit is given is on one device."""
+    vector, states, key = inputs()
+    nca, zero = nca_of(jnp.asarray(vector)), pinned(np.zeros((), np.float32))
+    return jax.jit(lambda zero: zero + rollout(nca, states, key, lengths_of(len(states))))(zero)
 
 
 def sharded(work):
@@ -366,6 +394,8 @@ def places():
         yield f"{name} sharded", functools.partial(sharded, work), expected
         yield f"{name} sharded in jit", functools.partial(sharded, jax.jit(work)), expected
         yield f"{name} from a part", functools.partial(from_a_part, work), expected
+    expected = functools.partial(plain, rolled)
+    yield "constants beside what is pinned", constants_beside_what_is_pinned, expected
     yield (
         "gradient pinned in jit",
         functools.partial(stays, jax.jit(gradient(rolled))),
@@ -373,30 +403,51 @@ def places():
     )
 
 
+def score_with(make, select, population_fitness):
+    """Scores by a fitness that closes over an array, `make()`, and reads `select` of it."""
+    vector, _, key = inputs()
+    array = make()
+
+    def fitness(vector, key):
+        return jnp.square(select(array) - vector[0] * jax.random.uniform(key)).mean()
+
+    return population_fitness(fitness, members(vector), jax.random.split(key, 5))
+
+
+def score_in_jit(fitness, vectors, keys):
+    return jax.jit(functools.partial(population_fitness, fitness))(vectors, keys)
+
+
+def score_plainly(fitness, vectors, keys):
+    return jnp.stack([fitness(*each) for each in zip(vectors, keys, strict=True)])
+
+
+def grown():
+    vector, states, key = inputs()
+    return rollout(nca_of(vector), states, key, STEPS)
+
+
+CLOSED_OVER = {"grown states": grown, "target": lambda: jnp.asarray(inputs()[1])}
+READ = {"whole": lambda array: array, "indexed": lambda array: array[..., 3]}
+
+
 def closures():
-    """A fitness that closes over what an eager rollout has left on all devices."""
+    for name, make in CLOSED_OVER.items():
+        for how, select in READ.items():
+            score = functools.partial(score_with, make, select)
+            expected = functools.partial(score, score_plainly)
+            yield f"{name}, {how}", functools.partial(score, score_in_jit), expected
 
-    def from_grown(select, score):
-        vector, states, key = inputs()
-        grown = rollout(nca_of(vector), states, key, STEPS)
 
-        def fitness(vector, key):
-            return rollout(nca_of(vector), select(grown), key, STEPS).mean()
+def closures_in_a_mesh():
+    def in_mesh(*arguments):
+        with jax.set_mesh(all_devices()):
+            return score_with(*arguments, score_in_jit)
 
-        return score(fitness, members(vector), jax.random.split(key, 5))
-
-    def in_jit(fitness, vectors, keys):
-        return jax.jit(functools.partial(population_fitness, fitness))(vectors, keys)
-
-    def one_by_one(fitness, vectors, keys):
-        return jnp.stack([fitness(*each) for each in zip(vectors, keys, strict=True)])
-
-    for name, select in {"whole": lambda x: x, "indexed": lambda x: x[0]}.items():
-        yield (
-            f"grown states, {name}",
-            functools.partial(from_grown, select, in_jit),
-            functools.partial(from_grown, select, one_by_one),
-        )
+    for name, make in CLOSED_OVER.items():
+        for how, select in READ.items():
+            expected = functools.partial(score_with, make, select, score_plainly)
+            yield f"{name}, {how}", functools.partial(in_mesh, make, select), expected
 
 
 def outcomes(ways) -> dict:
@@ -421,6 +472,8 @@ def write(path: str, name: str) -> None:
 def run(num_devices: int, name: str, folder: Path) -> dict[str, np.ndarray]:
     """Returns what `write` writes in a process with that many devices."""
     path = folder / f"{name}-{num_devices}.npz"
+    # Compiled in the quicker way, a member alone on its device is rounded in another way.
+    to_the_bit = name == "training_and_use"
     paths = Path(__file__).parent, Path(nca_helpers.__file__).parents[1]
     ran = subprocess.run(
         [sys.executable, "-c", f"import test_devices; test_devices.write({str(path)!r}, {name!r})"],
@@ -428,8 +481,10 @@ def run(num_devices: int, name: str, folder: Path) -> dict[str, np.ndarray]:
         | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(num_devices),
+            # Compiling is what takes the time. What does not depend on the devices is compiled
+            # once for all processes.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            # What does not depend on the devices is compiled once for all processes.
+            "XLA_FLAGS": "" if to_the_bit else "--xla_cpu_use_fusion_emitters=false",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
@@ -471,7 +526,16 @@ def test_training_and_what_follows_do_not_depend_on_the_number_of_devices(
     assert not wrong
 
 
-@pytest.mark.parametrize("ways", ["transformations", "meshes_in_force", "places", "closures"])
+# JAX 0.10 refuses to index an array of the mesh in force inside of a `shard_map` that closes over
+# it, and JAX 0.7 does not. Notebook 02 scores without a mesh in force.
+MESH_IN_FORCE = pytest.param(
+    "closures_in_a_mesh", marks=pytest.mark.xfail(strict=False, reason="JAX refuses the index")
+)
+
+
+@pytest.mark.parametrize(
+    "ways", ["transformations", "meshes_in_force", "places", "closures", MESH_IN_FORCE]
+)
 def test_every_way_gives_what_the_plain_loop_gives(folder, ways):
     found = run(WAYS_ON, ways, folder)
     expected = {name: array for name, array in found.items() if "['expected']" in name}
