@@ -70,6 +70,7 @@ def robustness(
         with np.errstate(over="ignore"):
             losses = np.mean(np.square(np.asarray(states[..., :4]) - target), axis=(1, 2, 3))
         is_number = np.isfinite(np.asarray(states)).all(axis=(1, 2, 3)) & np.isfinite(losses)
+        losses = np.where(is_number, losses, np.nan)
         living = np.asarray(living_mask(states, nca.alive_threshold)).sum((1, 2))
         with np.errstate(divide="ignore"):
             rows.append(
