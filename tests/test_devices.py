@@ -106,7 +106,8 @@ def fitness(vector, key):
     return rollout(nca_of(vector), make_states(1)[0], key, STEPS).max()
 
 
-@jax.jit
+# Compiled in the quick way, a member alone on its device would be rounded in another way.
+@functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
 def score(vector):
     noise = 0.1 * jax.random.normal(make_keys(1)[0], (POPULATION, vector.size))
     return population_fitness(fitness, vector + noise, make_keys(POPULATION))
@@ -472,8 +473,6 @@ def write(path: str, name: str) -> None:
 def run(num_devices: int, name: str, folder: Path) -> dict[str, np.ndarray]:
     """Returns what `write` writes in a process with that many devices."""
     path = folder / f"{name}-{num_devices}.npz"
-    # Compiled in the quicker way, a member alone on its device is rounded in another way.
-    to_the_bit = name == "training_and_use"
     paths = Path(__file__).parent, Path(nca_helpers.__file__).parents[1]
     ran = subprocess.run(
         [sys.executable, "-c", f"import test_devices; test_devices.write({str(path)!r}, {name!r})"],
@@ -484,7 +483,7 @@ def run(num_devices: int, name: str, folder: Path) -> dict[str, np.ndarray]:
             # Compiling is what takes the time. What does not depend on the devices is compiled
             # once for all processes.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": "" if to_the_bit else "--xla_cpu_use_fusion_emitters=false",
+            "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
