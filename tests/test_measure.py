@@ -94,7 +94,7 @@ def test_finite_weights_that_explode_are_told_from_death(make, hidden):
     target = np.asarray(seed_state(8, 8))[..., :4]
     (row,) = robustness(
         nca, target, {"none": ROBUSTNESS_WOUNDS["none"]}, KEY,
-        wound_step=6, recovery_steps=6, num_rollouts=2,
+        wound_step=20, recovery_steps=20, num_rollouts=2,
     )  # fmt: skip
     assert (row["survived"], row["died"], row["overgrew"], row["nan"]) == (0, 0, 0, 1)
     assert np.isnan(row["log10_loss"])
