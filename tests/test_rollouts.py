@@ -767,5 +767,9 @@ def test_forward_mode_and_second_derivatives_outside_of_jit():
     ids=["forward mode", "hessian", "reverse of reverse"],
 )
 def test_what_a_jit_inside_hides_is_refused_rather_than_wrong(derive):
-    with pytest.raises((TypeError, ValueError)):
-        derive(angle_loss(rolled(STEPS)))(jnp.float32(0.4))
+    angle = jnp.float32(0.4)
+    try:
+        found = derive(angle_loss(rolled(STEPS)))(angle)
+    except (TypeError, ValueError):
+        return
+    reference.assert_near(found, derive(angle_loss(looped(STEPS)))(angle), 1e-4)
