@@ -76,7 +76,10 @@ def without_bias(**options):
 
 def with_adapter(**options):
     nca = NCA(**options)
-    nca.hidden = nnx.LoRALinear(3 * CHANNELS, HIDDEN, lora_rank=2, rngs=options["rngs"])
+    start = nnx.initializers.normal(0.3)  # By default it starts with no effect.
+    nca.hidden = nnx.LoRALinear(
+        3 * CHANNELS, HIDDEN, lora_rank=2, b_initializer=start, rngs=options["rngs"]
+    )
     return nca
 
 
