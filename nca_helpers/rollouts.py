@@ -112,7 +112,8 @@ def _fast(graph, capacity, mesh, weights, state, key, lengths, options):
     """The same, each sample by itself."""
     states = state.reshape(-1, *state.shape[-3:])
     if lengths.ndim:
-        lengths = jnp.repeat(lengths, len(states) // max(len(lengths), 1))
+        each = len(states) // max(len(lengths), 1)
+        lengths = jnp.broadcast_to(lengths[:, None], (len(lengths), each)).reshape(-1)
     lengths = jnp.broadcast_to(lengths, len(states))
     settings = {"fire_rate": nnx.merge(graph, weights).fire_rate} | options
     states = rollout_cpu(graph, capacity, mesh, weights, states, key, lengths, settings)
