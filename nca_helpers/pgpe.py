@@ -225,6 +225,8 @@ def _generation_keys(state: PGPEState) -> jax.Array:
 
 def _as_float32(name: str, value: Any) -> jax.Array:
     try:
+        if isinstance(value, np.ndarray):  # `jax_debug_nans` of JAX 0.7 refuses NaN in jnp.array.
+            return jax.device_put(value.astype(np.float32))
         return jnp.array(value, jnp.float32)
     except (TypeError, ValueError):
         require(False, name, "an array of numbers", value)

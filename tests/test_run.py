@@ -108,6 +108,8 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
 
 NUMPY = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64"
 OTHERS = [name for name in dir(ml_dtypes) if name.startswith(("bfloat", "float", "int", "uint"))]
+# JAX 0.7 does not know all of them.
+OTHERS = [name for name in OTHERS if jnp.issubdtype(getattr(ml_dtypes, name), np.number)]
 
 
 @pytest.mark.parametrize("name", [*NUMPY.split(), "complex128", *OTHERS])
