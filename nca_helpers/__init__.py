@@ -10,7 +10,8 @@ from nca_helpers.checkpoint import (
 )
 from nca_helpers.damage import circle, halve, hole, random_circles
 from nca_helpers.devices import use_every_core
-from nca_helpers.emoji import emoji_name, load_emoji, load_image
+from nca_helpers.emoji import emoji_name, load_emoji
+from nca_helpers.images import load_image
 from nca_helpers.measure import robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, pair_keys

@@ -1,23 +1,29 @@
-"""Targets: any emoji, or any picture, as a float32 RGBA array premultiplied by alpha.
+"""Targets: any emoji as a float32 RGBA array premultiplied by alpha.
 
-target = load_emoji("🦎", size=40, padding=16)  # (72, 72, 4)
+>>> from nca_helpers.emoji import load_emoji
+>>> target = load_emoji("🦎", size=40, padding=16)
+>>> target.shape
+(72, 72, 4)
 """
 
 import contextlib
-import io
+import difflib
 import os
 import re
 import sys
+import unicodedata
 from importlib import resources
 from pathlib import Path
+from typing import Any
+from urllib import parse
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageDraw, ImageFont, features
 
-from nca_helpers.checks import check_integer
+from nca_helpers.checks import check_integer, require, shown
 from nca_helpers.files import fetch, replace_file
-
-__all__ = ["BUNDLED", "emoji_name", "emoji_url", "load_emoji", "load_image", "render_emoji"]
+from nca_helpers.imagefiles import PNG, decode
+from nca_helpers.images import to_target
 
 BUNDLED = ("🦎", "😀", "💥", "👁", "🐠", "🦋", "🐞", "🕸", "🥨", "🎄", "❤️", "👩‍🚀", "🇫🇷")
 
@@ -25,13 +31,12 @@ BUNDLED = ("🦎", "😀", "💥", "👁", "🐠", "🦋", "🐞", "🕸", "🥨
 NOTO_TAG = "v2.048"
 NOTO_URL = f"https://raw.githubusercontent.com/googlefonts/noto-emoji/{NOTO_TAG}"
 LARGEST_EMOJI = 2**20  # bytes
-LARGEST_PICTURE = 2**26  # bytes
 
 # The grammar of Unicode's UTS #51 without U+FE0F. The blocks are wider than today's emoji, so that
 # tomorrow's are let through; what no source knows is refused by the sources.
-_SKIN_TONES = "\U0001f3fb-\U0001f3ff"
+SKIN_TONES = "[\U0001f3fb-\U0001f3ff]"
 _BLOCKS = "©®‼⁉™ℹ↔-↪⌚-⏺Ⓜ▪-◾☀-➿⤴⤵⬅-⭕〰〽㊗㊙\U0001f000-\U0001f1e5\U0001f200-\U0001faff"
-_ELEMENT = f"[{_BLOCKS}][{_SKIN_TONES}]?"
+_ELEMENT = f"[{_BLOCKS}]{SKIN_TONES}?"
 _EMOJI = re.compile(
     "(?P<country>[\U0001f1e6-\U0001f1ff]{2})"
     "|🏴(?P<subdivision>[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6})\U000e007f"
@@ -40,17 +45,17 @@ _EMOJI = re.compile(
 )
 
 
-def _parse(emoji: str) -> re.Match:
-    match = isinstance(emoji, str) and _EMOJI.fullmatch(emoji.replace("\ufe0f", ""))
-    if not match:
-        raise ValueError(f"emoji must be a string of exactly one emoji such as '🦎', got {emoji!r}")
-    return match
-
-
 def emoji_name(emoji: str) -> str:
-    """Names the file of one emoji as Noto does: its code points in hexadecimal, without U+FE0F.
+    """Names the file of an emoji as Noto does: its code points in hexadecimal, without U+FE0F.
 
-    For example `emoji_u1f98e.png` for 🦎. What is not exactly one emoji raises ValueError.
+    Args:
+        emoji: one emoji, of one code point or of several, as `load_emoji` takes it.
+
+    Returns:
+        For example `emoji_u1f98e.png` for 🦎, `emoji_u1f469_200d_1f680.png` for 👩‍🚀.
+
+    Raises:
+        ValueError: `emoji` is not exactly one emoji.
     """
     codes = "_".join(f"{ord(character):04x}" for character in _parse(emoji)[0])
     return f"emoji_u{codes}.png"
@@ -69,6 +74,29 @@ def emoji_url(emoji: str) -> str:
     return f"{NOTO_URL}/third_party/region-flags/png/{region}.png"
 
 
+def target_name(source: Any) -> str:
+    """Names files after a target: an emoji's Unicode name or code, a picture's own name.
+
+    Args:
+        source: what `load_emoji` or `load_image` takes.
+
+    Returns:
+        Letters, digits, "_" and "-", at most 60 bytes: `lizard` for 🦎, `my_photo` for
+        `https://example.org/my%20photo.png?token=…`, `own_picture` for what has no name.
+    """
+    try:
+        text = _parse(source)[0]
+        code = emoji_name(text).removesuffix(".png")
+        name = unicodedata.name(text, code).lower() if len(text) == 1 else code
+    except ValueError:
+        is_path = isinstance(source, str | os.PathLike) and not str(source).startswith("data:")
+        text = str(source) if is_path else ""
+        path = parse.unquote(parse.urlsplit(text).path if "://" in text else text)
+        name = Path(path.replace("\\", "/")).stem
+    name = re.sub(r"[^\w-]+", "_", name).strip("_-")
+    return name.encode(errors="ignore")[:60].decode(errors="ignore") or "own_picture"
+
+
 def load_emoji(
     emoji: str, size: int = 40, padding: int = 0, offline: bool | None = None
 ) -> np.ndarray:
@@ -78,7 +106,8 @@ def load_emoji(
     Color Emoji, and last in an installed Noto Color Emoji font.
 
     Args:
-        emoji: one emoji: several code points, skin tones, flags and keycaps included.
+        emoji: one emoji: several code points, skin tones, flags and keycaps included. Spaces around
+            it do no harm; its name, `:lizard:`, or its code, `U+1F98E`, will do too.
         size: the longer side of the picture, in cells.
         padding: transparent cells on every side.
         offline: True never touches the network; None asks the environment variable
@@ -93,61 +122,27 @@ def load_emoji(
     """
     name = emoji_name(emoji)
     size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
-    if offline is None:
-        offline = _is_offline()
-    elif not isinstance(offline, bool):
-        raise ValueError(f"offline must be True, False or None, got {offline!r}")
+    is_choice = offline is None or isinstance(offline, bool)
+    require(is_choice, "offline", "True, False or None", offline)
     sources = {
         "bundled": _bundled,
         "cache": _cached,
-        "download": _offline if offline else _downloaded,
+        "download": _offline if (_is_offline() if offline is None else offline) else _downloaded,
         "font": render_emoji,
     }
-    failures = [f"emoji={emoji!r} ({name}) was not found; tried"]
+    text = _parse(emoji)[0]
+    failures = [f"emoji={text:.50} ({name:.200}) was not found; tried"]
     for label, source in sources.items():
         try:
-            return _fit(source(emoji), size, padding)
+            return to_target(source(emoji), size, padding)
         except (OSError, ValueError, LookupError, RuntimeError) as error:
-            failures.append(f"{label}: {error}")
-    raise LookupError("\n  ".join(failures))
-
-
-def load_image(
-    source: str | os.PathLike | bytes | Image.Image | np.ndarray, size: int = 40, padding: int = 0
-) -> np.ndarray:
-    """Loads any picture as a target to grow: its aspect is kept, and it is centred on transparent.
-
-    Args:
-        source: a path, an http(s) URL, the bytes of a picture file, a PIL image, or an array
-            `(height, width, 3 or 4)`, uint8 or float in [0, 1], with straight alpha. Of an
-            animation the first frame is taken; the EXIF orientation is applied.
-        size: the longer side of the picture, in cells.
-        padding: transparent cells on every side.
-
-    Returns:
-        `(size + 2 * padding, size + 2 * padding, 4)`, float32 in [0, 1], premultiplied by alpha.
-
-    Raises:
-        ValueError: an argument is not what is accepted, or `source` holds no picture.
-        OSError: `source` cannot be read or reached; FileNotFoundError where there is no such file.
-    """
-    size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
-    try:
-        return _fit(_read(source), size, padding)
-    except (OSError, ValueError) as error:
-        kinds = (FileNotFoundError, OSError, ValueError)
-        kind = next(kind for kind in kinds if isinstance(error, kind))
-        raise kind(
-            f"source={source!r:.200} cannot be grown: {error}. Accepted: a path, an http(s) "
-            "URL, bytes, a PIL image, or an array (height, width, 3 or 4)"
-        ) from error
+            failures.append(f"{label}: {' '.join(str(error).split()):.300}")
+    near = " ".join(_near(text)[:9])
+    raise LookupError("\n  ".join(failures + [f"near it: {near}"] * bool(near)))
 
 
 def render_emoji(emoji: str) -> Image.Image:
-    """Draws an emoji with the installed font Noto Color Emoji.
-
-    Returns:
-        An RGBA image of 128×128 pixels.
+    """Draws an emoji, 128×128 RGBA, with the installed font Noto Color Emoji.
 
     Raises:
         ValueError: `emoji` is not exactly one emoji.
@@ -179,86 +174,52 @@ def render_emoji(emoji: str) -> Image.Image:
     return picture
 
 
-def _fit(picture: Image.Image, size: int, padding: int) -> np.ndarray:
-    if 0 in picture.size:
-        raise ValueError(f"it has zero size, {picture.width}×{picture.height}")
-    scale = size / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    # Premultiplied first: the colour of transparent pixels must not bleed into the edges.
-    picture = picture.convert("RGBA").convert("RGBa")
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    side = size + 2 * padding
-    top, left = (side - height) // 2, (side - width) // 2
-    target = np.zeros((side, side, 4), np.float32)
-    target[top : top + height, left : left + width] = np.asarray(picture, np.float32) / 255
-    # Lanczos overshoots at edges.
-    target[..., :3] = np.minimum(target[..., :3], target[..., 3:])
-    if not target.any():
-        raise ValueError(f"it is fully transparent at size={size}, there is nothing to grow")
-    return target
-
-
-def _decode(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
-    try:
-        Image.open(io.BytesIO(data), formats=formats).verify()  # checksums; spends the image
-        return _upright(Image.open(io.BytesIO(data), formats=formats))
-    except Exception as error:  # a broken file makes Pillow's readers raise almost anything
-        detail = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(
-            f"{len(data)} bytes that begin with {data[:16]!r} are no readable "
-            f"{' or '.join(formats or ('picture',))} ({detail})"
-        ) from error
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"no one knows which values of mode {picture.mode} are white")
-    return picture.convert("RGBA")
-
-
-def _read(source: object) -> Image.Image:
-    if isinstance(source, Image.Image):
+def _parse(emoji: Any) -> re.Match:
+    """Reads one emoji as people paste it: with spaces, in text style, as a name or a code."""
+    given, hint = emoji if isinstance(emoji, str) else "", ""
+    if re.fullmatch(r"(?i)\s*(U\+[0-9a-f]{4,5}[\s,]*)+", given):
+        codes = re.findall(r"(?i)U\+([0-9a-f]{4,5})", given)
+        given = "".join(chr(int(code, 16)) for code in codes)
+    text = re.sub("[\ufe0e\ufe0f\ufeff\u200b]", "", given).strip()
+    if name := re.fullmatch(":([^:]+):", text):
+        words = re.sub("[_-]", " ", name[1]).upper()
         try:
-            return _upright(source)
-        except Exception as error:  # it is read from its file only now: see _decode
-            raise ValueError(f"it is no readable picture ({error})") from error
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source))
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _decode(fetch(source, LARGEST_PICTURE))
-    if isinstance(source, (str, os.PathLike)):
-        path = os.path.expanduser(source)
-        if not os.path.isfile(path):
-            raise FileNotFoundError("there is no such file")
-        return _decode(Path(path).read_bytes())
-    raise ValueError(f"its type is {type(source).__name__}")
+            text = unicodedata.lookup(words)
+        except KeyError:
+            hint = f": is it one of these? {' '.join(_similar(words)) or 'None has such a name.'}"
+    found = [part[0] for part in _EMOJI.finditer(text)]
+    if len(found) > 1 and "".join(found) == re.sub(r"\s", "", text):
+        hint = f": these are {len(found)}: {' '.join(found[:9])}"
+    match = _EMOJI.fullmatch(text)
+    if not match:
+        accepted = "a string of exactly one emoji such as '🦎'"
+        raise ValueError(f"emoji must be {accepted}, got {shown(emoji)}{hint}")
+    return match
 
 
-def _from_array(values: np.ndarray) -> Image.Image:
-    if values.ndim != 3 or values.shape[-1] not in (3, 4) or values.size == 0:
-        raise ValueError(f"its shape is {values.shape}")
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.all((values >= 0) & (values <= 1)):
-            raise ValueError("its values are not all in [0, 1]")
-        values = np.round(values * 255).astype(np.uint8)
-    if values.dtype != np.uint8:
-        raise ValueError(f"its dtype is {values.dtype}, neither uint8 nor a float in [0, 1]")
-    return Image.fromarray(values).convert("RGBA")
+def _similar(words: str) -> list[str]:
+    """Returns a few emoji whose Unicode names have these words, or else look like them."""
+    known = map(chr, (*range(0x2600, 0x27C0), *range(0x1F300, 0x1FB00)))
+    names = {unicodedata.name(character, ""): character for character in known}
+    found = [name for name in names if set(words.split()) <= set(name.split())]
+    return [names[name] for name in (found or difflib.get_close_matches(words, names))[:9]]
+
+
+def _near(text: str) -> list[str]:
+    """Returns what is near an emoji: its parts without skin tones, or its neighbours in Unicode."""
+    if len(text) == 1:
+        around = (chr(ord(text) + step) for step in (-3, -2, -1, 1, 2, 3))
+        return [character for character in around if unicodedata.name(character, "")]
+    parts = dict.fromkeys(re.sub(SKIN_TONES, "", text).split("\u200d"))
+    return [part for part in parts if part not in ("", text)]
 
 
 def _is_offline() -> bool:
     value = os.environ.get("NCA_OFFLINE", "").lower()
-    if value not in ("", "0", "false", "no", "off", "1", "true", "yes", "on"):
-        raise ValueError(
-            "the environment variable NCA_OFFLINE must be 1, true, yes or on, or 0, false, no, "
-            f"off or empty, got {value!r}"
-        )
-    return value in ("1", "true", "yes", "on")
+    yes, no = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+    accepted = f"{', '.join(yes)}, {', '.join(no[:-1])} or empty"
+    require(value in yes + no, "the environment variable NCA_OFFLINE", accepted, value)
+    return value in yes
 
 
 def _offline(emoji: str) -> Image.Image:
@@ -269,7 +230,7 @@ def _bundled(emoji: str) -> Image.Image:
     file = resources.files("nca_helpers") / "data" / "emoji" / emoji_name(emoji)
     if not file.is_file():
         raise LookupError(f"only {' '.join(BUNDLED)} come with the package")
-    return _decode(file.read_bytes(), ("PNG",))
+    return decode(file.read_bytes())
 
 
 def _cache_path(emoji: str) -> Path:
@@ -283,7 +244,7 @@ def _cached(emoji: str) -> Image.Image:
     if not path.is_file():
         raise LookupError(f"no {path}")
     try:
-        return _decode(path.read_bytes(), ("PNG",))
+        return _decode_png(path.read_bytes())
     except ValueError:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
@@ -291,9 +252,19 @@ def _cached(emoji: str) -> Image.Image:
 
 
 def _downloaded(emoji: str) -> Image.Image:
-    data = fetch(emoji_url(emoji), LARGEST_EMOJI)
-    picture = _decode(data, ("PNG",))
+    url = emoji_url(emoji)
+    data = fetch(url, LARGEST_EMOJI)
+    for _ in range(2):  # A symbolic link there, as 🇸🇯 is to 🇳🇴, comes as the name of its target.
+        if re.fullmatch(rb"[\w.][\w./-]{,99}\.png\s*", data):
+            url = parse.urljoin(url, data.decode().strip())
+            data = fetch(url, LARGEST_EMOJI)
+    picture = _decode_png(data)
     # The cache is a convenience: where it cannot be written, life goes on without.
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         replace_file(_cache_path(emoji), data)
     return picture
+
+
+def _decode_png(data: bytes) -> Image.Image:
+    require(data.startswith(PNG), "an emoji's picture", "a readable PNG", data)
+    return decode(data)
