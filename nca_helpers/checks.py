@@ -7,8 +7,10 @@ A refusal is a ValueError of one line: the argument's name, what it must be, and
 shortened. Of traced values only shapes and types can be checked.
 """
 
+import contextlib
 import math
 import numbers
+import re
 from typing import Any
 
 import jax
@@ -27,17 +29,21 @@ def require(condition: bool, name: str, accepted: str, given: Any) -> None:
 
 def shown(value: Any) -> str:
     """Returns what an error says of a value: at most 200 characters, never an array's insides."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape and dtype is not None:
-        return f"{type(value).__name__} of {dtype}, shape {tuple(shape)}"
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:  # Of a class it is a property.
+        of_type = f" of {value.dtype}" if hasattr(value, "dtype") else ""
+        return f"{kind}{of_type}, shape {tuple(shape)}"
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes that begin with {bytes(value[:16])!r}"
-    if isinstance(value, list | tuple | dict | set) and len(value) > 8:
-        return f"a {type(value).__name__} of {len(value)}"
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # A repr of someone else's may do anything.
-        text = f"a {type(value).__name__}"
+    if is_container := isinstance(value, list | tuple | dict | set):
+        kind += f" of {len(value)}"
+    text = f"a {kind}"
+    if not is_container or len(value) <= 8:
+        with contextlib.suppress(Exception):  # A repr of someone else's may do anything.
+            text = " ".join(repr(value).split())
+    may_hold_arrays = shape is None and not isinstance(value, str)
+    if may_hold_arrays and re.search(r"rray\(|tensor\(|\bb['\"]", text):
+        text = f"a {kind}"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -43,6 +43,7 @@ _EMOJI = re.compile(
     "|[0-9#*]\u20e3"
     f"|{_ELEMENT}(?:\u200d{_ELEMENT})*"
 )
+_CODE = r"(?:U\+|0x|\\u\{?|&#x|(?=1f[\da-f]{3}))0{,3}([\da-f]{4,5})"  # As U+1F98E.
 
 
 def emoji_name(emoji: str) -> str:
@@ -177,15 +178,16 @@ def render_emoji(emoji: str) -> Image.Image:
 def _parse(emoji: Any) -> re.Match:
     """Reads one emoji as people paste it: with spaces, in text style, as a name or a code."""
     given, hint = emoji if isinstance(emoji, str) else "", ""
-    if re.fullmatch(r"(?i)\s*(U\+[0-9a-f]{4,5}[\s,]*)+", given):
-        codes = re.findall(r"(?i)U\+([0-9a-f]{4,5})", given)
-        given = "".join(chr(int(code, 16)) for code in codes)
-    text = re.sub("[\ufe0e\ufe0f\ufeff\u200b]", "", given).strip()
-    if name := re.fullmatch(":([^:]+):", text):
-        words = re.sub("[_-]", " ", name[1]).upper()
-        try:
-            text = unicodedata.lookup(words)
-        except KeyError:
+    if re.fullmatch(rf"(?i)\s*({_CODE}[\s,;}}]*)+", given):
+        given = "".join(chr(int(code, 16)) for code in re.findall(f"(?i){_CODE}", given))
+    text = re.sub("[\ufe0e\ufe0f\ufeff\u200b\u200e\u200f]", "", given).strip()
+    if flag := re.fullmatch("(?i):flag[_-]([a-z]{2}):", text):
+        text = "".join(chr(ord("🇦") + ord(letter) - ord("A")) for letter in flag[1].upper())
+    elif name := re.fullmatch(r":([^:]+):|[a-zA-Z][\w -]+", text):
+        words = re.sub("[_-]", " ", name[1] or name[0]).upper()
+        if name[1] and words in (names := _names()):
+            text = names[words]
+        else:
             hint = f": is it one of these? {' '.join(_similar(words)) or 'None has such a name.'}"
     found = [part[0] for part in _EMOJI.finditer(text)]
     if len(found) > 1 and "".join(found) == re.sub(r"\s", "", text):
@@ -197,21 +199,37 @@ def _parse(emoji: Any) -> re.Match:
     return match
 
 
+def _names() -> dict[str, str]:
+    """Returns the emoji of one code point by Unicode's names, those first that are never text."""
+    known = [chr(code) for code in (*range(0x231A, 0x27C0), *range(0x1F300, 0x1FB00))]
+    wide = [character for character in known if unicodedata.east_asian_width(character) == "W"]
+    text = [character for character in known if "\u2600" <= character]
+    return {unicodedata.name(character, ""): character for character in wide + text}
+
+
 def _similar(words: str) -> list[str]:
-    """Returns a few emoji whose Unicode names have these words, or else look like them."""
-    known = map(chr, (*range(0x2600, 0x27C0), *range(0x1F300, 0x1FB00)))
-    names = {unicodedata.name(character, ""): character for character in known}
-    found = [name for name in names if set(words.split()) <= set(name.split())]
-    return [names[name] for name in (found or difflib.get_close_matches(words, names))[:9]]
+    """Returns some emoji whose Unicode names have these words, or else look like them."""
+    names = _names()
+    # Without their last letters, for what is :smile: elsewhere is a SMILING FACE here.
+    stems = [rf"\b{re.escape(word[:-1] if len(word) > 4 else word)}" for word in words.split()]
+    found = [name for name in names if all(re.search(stem, name) for stem in stems)]
+    found = sorted(found, key=len) or difflib.get_close_matches(words, names)
+    return [names[name] for name in found[:24]]
 
 
 def _near(text: str) -> list[str]:
     """Returns what is near an emoji: its parts without skin tones, or its neighbours in Unicode."""
-    if len(text) == 1:
-        around = (chr(ord(text) + step) for step in (-3, -2, -1, 1, 2, 3))
-        return [character for character in around if unicodedata.name(character, "")]
+    if len(text) == 1 or _EMOJI.fullmatch(text)["country"]:
+        around = (chr(ord(text[-1]) + step) for step in (-3, -2, -1, 1, 2, 3))
+        return [text[:-1] + end for end in around if _is_known(text[:-1] + end)]
+    if code := _EMOJI.fullmatch(text)["subdivision"]:
+        return ["".join(chr(ord(tag) - ord("\U000e0061") + ord("🇦")) for tag in code[:2])]
     parts = dict.fromkeys(re.sub(SKIN_TONES, "", text).split("\u200d"))
     return [part for part in parts if part not in ("", text)]
+
+
+def _is_known(text: str) -> bool:
+    return bool(_EMOJI.fullmatch(text) and unicodedata.name(text[0], ""))
 
 
 def _is_offline() -> bool:

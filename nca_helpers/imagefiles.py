@@ -14,12 +14,14 @@ LARGEST_PICTURE = 200e6  # bytes, while it is decoded
 BYTES_PER_PIXEL = {"WEBP": 12, "AVIF": 12, "JPEG2000": 20}  # 4 of other formats
 NO_PICTURES = {  # What is found in files that are named like a picture, and what to do.
     rb"version https://git-lfs": "a Git LFS pointer, not the picture itself: run git lfs pull",
-    rb".*<(!doctype\s+)?html": "a web page: save the picture itself, not the page around it",
+    rb".*<(!doctype\s+)?(html|head|body)\b": "a web page: save the picture, not the page",
     rb".*<svg": "an SVG drawing: export it as PNG",
     rb"%PDF": "a PDF document: export the page as PNG",
-    rb".{4}ftyp(hei|hev|mif|msf)": "a HEIC photo, which Pillow cannot read here: save it as PNG",
-    rb".{4}ftypavi": "an AVIF picture, which Pillow cannot read here: save it as PNG",
-    rb".{4}ftyp|\x1a\x45\xdf\xa3": "a video: save one of its frames as PNG",
+    rb".{,4}ftyp(hei|hev|mif|msf)": "a HEIC photo, which Pillow cannot read here: save it as PNG",
+    rb".{,4}ftypavi": "an AVIF picture, which Pillow cannot read here: save it as PNG",
+    rb".{,4}JXL |\xff\n": "a JPEG XL picture, which Pillow cannot read: save it as PNG",
+    rb"II\*|MM\*": "a TIFF of a kind that Pillow cannot read: save it as PNG, of 8 bits",
+    rb".{,4}ftyp|\x1a\x45\xdf\xa3": "a video: save one of its frames as PNG",
     rb"PK\x03\x04|\x1f\x8b": "a compressed archive: unpack it first",
     rb"$": "an empty file",
 }
@@ -49,11 +51,10 @@ def decode(data: bytes, size: int = 128) -> Image.Image:
             return picture
     detail = f"{failures[-1]!s:.200}"
     if isinstance(failures[-1], UnidentifiedImageError):
-        known = [
-            what for start, what in NO_PICTURES.items() if re.match(start, data[:999], re.S | re.I)
-        ]
-        detail = (*known, "an unknown format")[0]
-    raise ValueError(f"{shown(data)} are no readable picture ({detail})") from failures[-1]
+        head = data[:4096].replace(b"\0", b"")  # Without zeros UTF-16 reads like ASCII.
+        known = [what for start, what in NO_PICTURES.items() if re.match(start, head, re.S | re.I)]
+        detail = (*known, f"an unknown format, {shown(data)}")[0]
+    raise ValueError(f"it is no readable picture ({detail})") from failures[-1]
 
 
 def check_memory(picture: Image.Image) -> None:
@@ -72,6 +73,8 @@ def check_memory(picture: Image.Image) -> None:
 def _stripped(data: bytes, kept: set[bytes]) -> bytes:
     """Returns a PNG or JPEG with its pixels and, of the rest, what is whole and kept."""
     is_png = data.startswith(PNG)
+    if is_png and b"IDAT" not in data:
+        raise ValueError("it has no pixels")
     at = len(PNG if is_png else JPEG)
     parts = [data[:at]]
     while is_png and at + 12 <= len(data):

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageCms, ImageSequence
 
 from nca_helpers.checks import check_integer, shown
 from nca_helpers.files import fetch
-from nca_helpers.imagefiles import check_memory, decode
+from nca_helpers.imagefiles import LARGEST_PICTURE, check_memory, decode
 
 LARGEST_FILE = 2**26  # bytes
 ACCEPTED = (
@@ -68,11 +68,11 @@ def load_image(source: Any, size: int = 40, padding: int = 0) -> np.ndarray:
         kinds = (FileNotFoundError, OSError, ValueError)
         kind = next(kind for kind in kinds if isinstance(error, kind))
         reason = " ".join(str(error).split())
-        raise kind(f"source must be {ACCEPTED}, got {shown(source)}: {reason:.400}") from error
+        raise kind(f"source must be {ACCEPTED}, got {_named(source)}: {reason:.400}") from error
     # Once each. Of other categories are Pillow's own affairs: large pictures, deprecations.
     notes = {" ".join(str(w.message).split()): None for w in caught if w.category is UserWarning}
     if notes:
-        warnings.warn(f"source {shown(source)}: skipped {'; '.join(notes)}", stacklevel=2)
+        warnings.warn(f"source {_named(source)}: skipped {'; '.join(notes)}", stacklevel=2)
     return target
 
 
@@ -97,6 +97,11 @@ def to_target(picture: Image.Image, size: int, padding: int) -> np.ndarray:
     return target
 
 
+def _named(source: Any) -> str:
+    is_text = isinstance(source, str)
+    return shown(re.sub(r"(?is)^(\s*data:[^,]*,).*", r"\1…", source) if is_text else source)
+
+
 def _read(source: Any) -> bytes | Image.Image:
     if isinstance(source, Image.Image):
         return source
@@ -119,11 +124,13 @@ def _read(source: Any) -> bytes | Image.Image:
     if hasattr(source, "read"):
         with contextlib.suppress(OSError, AttributeError):  # A pipe has no way back to its start.
             source.seek(0)
-        data = source.read(LARGEST_FILE + 1)
-        if not isinstance(data, bytes):
-            raise ValueError(f"it gives {type(data).__name__}: open it with mode 'rb'")
-        if len(data) > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+        data = b""
+        while part := source.read(LARGEST_FILE + 1 - len(data)):  # A pipe gives a little at a time.
+            if not isinstance(part, bytes):
+                raise ValueError(f"it gives {type(part).__name__}: open it with mode 'rb'")
+            data += part
+            if len(data) > LARGEST_FILE:
+                raise ValueError(f"it has more than {LARGEST_FILE} bytes")
         return data
     if isinstance(source, list | tuple) or hasattr(source, "__array__"):
         return _from_array(source)
@@ -144,6 +151,8 @@ def _from_array(source: Any) -> Image.Image:
         is_first = len(shape) == 3 and shape[0] in (1, 3, 4)
         advice = ": move the channels last, np.moveaxis(image, 0, -1)" if is_first else ""
         raise ValueError(f"its shape is {shape}{advice}")
+    if values.nbytes > LARGEST_PICTURE:
+        raise ValueError(f"it has {values.nbytes / 1e6:.0f} MB: make it smaller, image[::4, ::4]")
     values = values.reshape(shape[:2]) if shape[2:] == (1,) else values
     if isinstance(source, list | tuple) and values.dtype == int and (values == values % 256).all():
         values = values.astype(np.uint8)
@@ -239,7 +248,8 @@ def _rgba(
         alpha = np.where(values == picture.info.get("transparency"), 0, 255)
         picture = Image.fromarray(np.stack([np.round(values / 257), alpha], -1).astype(np.uint8))
     if picture.mode in ("I", "F"):
-        raise ValueError(f"its values are of mode {picture.mode}: which is white? make them uint8")
+        kind = {"I": "integers of 32 bits", "F": "floats"}[picture.mode]
+        raise ValueError(f"its values are {kind}, mode {picture.mode}: make them uint8")
     picture = picture.convert("LA") if picture.mode == "La" else picture
     rgba = picture.convert("RGBA")
     if to_srgb:

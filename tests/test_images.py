@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 import warnings
 import zlib
@@ -138,6 +139,13 @@ def picture():
     return Image.fromarray(pixels)
 
 
+def write_in_parts(descriptor: int, data: bytes) -> None:
+    with open(descriptor, "wb", buffering=0) as pipe:
+        for start in range(0, len(data), 2000):
+            pipe.write(data[start : start + 2000])
+            time.sleep(0.02)
+
+
 def test_every_kind_of_source_gives_the_same_target(picture, tmp_path, server):
     data = encode(picture)
     path = tmp_path / "own picture.png"
@@ -170,11 +178,13 @@ def test_every_kind_of_source_gives_the_same_target(picture, tmp_path, server):
         file.read(10)
         np.testing.assert_array_equal(load_image(file, 20, 2), expected)
         assert not file.closed
-    reading, writing = os.pipe()
-    with open(writing, "wb") as pipe:
-        threading.Thread(target=lambda: (pipe.write(data), pipe.close())).start()
-        with open(reading, "rb") as file:
+    for buffering in (-1, 0):  # Without a buffer a pipe gives what is there, be it little.
+        reading, writing = os.pipe()
+        thread = threading.Thread(target=write_in_parts, args=(writing, data))
+        thread.start()
+        with open(reading, "rb", buffering=buffering) as file:
             np.testing.assert_array_equal(load_image(file, 20, 2), expected)
+        thread.join()
     assert picture.tobytes() == before and picture.mode == "RGBA"
 
 
@@ -226,7 +236,7 @@ def refused_sources():
     closed.close()
     yield from (
         ("empty bytes", b"", "an empty file"),
-        ("text", b"lizard" * 999, "5994 bytes that begin with b'lizard"),
+        ("text", b"lizard" * 999, "an unknown format, 5994 bytes that begin with b'lizard"),
         ("half a PNG", png[: len(png) // 2], "IDAT is cut or damaged"),
         ("a flipped bit", bytes(broken), "IDAT is cut or damaged"),
         ("half a PNG, opened", Image.open(io.BytesIO(png[: len(png) // 2])), "no readable picture"),
@@ -234,17 +244,20 @@ def refused_sources():
         ("half a JPEG, opened", Image.open(io.BytesIO(jpeg[: len(jpeg) // 2])), "truncated"),
         ("zero width", Image.new("RGBA", (0, 5)), "zero size, 0×5"),
         ("fully transparent", Image.new("RGBA", (5, 5), (255, 0, 0, 0)), "fully transparent"),
-        ("grey float", Image.new("F", (5, 5)), "mode F: which is white?"),
-        ("32 bits", Image.new("I", (5, 5)), "mode I: which is white?"),
-        ("float TIFF", encode(Image.new("F", (5, 5)), "TIFF"), "mode F: which is white?"),
-        ("32-bit TIFF", encode(Image.new("I", (5, 5)), "TIFF"), "mode I: which is white?"),
+        ("grey float", Image.new("F", (5, 5)), "its values are floats, mode F"),
+        ("32 bits", Image.new("I", (5, 5)), "its values are integers of 32 bits, mode I"),
+        ("float TIFF", encode(Image.new("F", (5, 5)), "TIFF"), "its values are floats, mode F"),
+        (
+            "32-bit TIFF",
+            encode(Image.new("I", (5, 5)), "TIFF"),
+            "its values are integers of 32 bits, mode I",
+        ),
         ("number", 3, "its type is int"),
         ("None", None, "its type is NoneType"),
         ("dict", {"content": png}, "its type is dict"),
         ("open text", io.StringIO("lizard"), "it gives str: open it with mode 'rb'"),
         ("closed file", closed, "closed"),
         ("data without a comma", "data:image/png;base64", "data"),
-        ("half a data URL", "data:;base64," + base64.b64encode(png).decode()[:80], "picture"),
         ("ragged list", [[0, 1], [2]], "NumPy cannot read it"),
         ("list of words", [["a", "b"]], "its dtype is <U1"),
         ("list above 255", [[0, 256]], "its dtype is int64"),
@@ -261,6 +274,8 @@ def refused_sources():
             np.ones((7, 4, 4, 4), np.uint8),
             "a batch of 7: give one picture of it, image[0]",
         ),
+        ("huge", np.broadcast_to(np.uint8(1), (9_000, 12_000, 3)), "it has 324 MB: make it"),
+        ("no pixels", png[:33] + png[-12:], "it has no pixels"),
         ("channels first", np.ones((3, 9, 9), np.uint8), "np.moveaxis(image, 0, -1)"),
         ("objects", np.full((4, 4), None), "its dtype is object"),
         ("complex", np.ones((4, 4), complex), "its dtype is complex128"),
@@ -288,6 +303,14 @@ def test_what_is_no_picture_is_refused(source, reason):
     given = message.partition("float in [0, 1], got ")[2]
     assert given.startswith(f"{shown(source)}: ") and reason in given
     assert len(given) < 700 and "\n" not in message
+
+
+@pytest.mark.parametrize("data", [b"lizard" * 99, encode(Image.new("RGB", (64, 64)))[:60]])
+def test_an_error_shows_nothing_of_what_a_data_address_holds(data):
+    address = " data:image/png;base64," + base64.b64encode(data).decode()
+    with pytest.raises(ValueError, match=r"got ' data:image/png;base64,…': it is") as caught:
+        load_image(address)
+    assert base64.b64encode(data).decode()[:8] not in str(caught.value)
 
 
 def test_decompression_bomb_is_refused(monkeypatch):
@@ -942,10 +965,19 @@ FOREIGN = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n",
         "a Git LFS pointer, not the picture itself: run git lfs pull",
     ),
-    "page": (HTML, "a web page: save the picture itself"),
+    "page": (HTML, "a web page: save the picture, not the page"),
     "page in capitals": (b"\xef\xbb\xbf\n<!-- hello -->\n<HTML><body>", "a web page"),
     "page with a drawing": (b"<!doctype html><html><body><svg></svg>", "a web page"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing: export it as PNG"),
+    "head of a page": (b"<head><title>404</title>", "a web page"),
+    "SVG of 16 bits": ('<?xml version="1.0"?><svg/>'.encode("utf-16"), "an SVG drawing"),
+    "SVG with a long preface": (
+        b"<?xml version='1.0'?><!DOCTYPE svg [" + b"<!ENTITY ns 'http:'>" * 99 + b"]><svg/>",
+        "an SVG drawing",
+    ),
+    "JPEG XL": (b"\xff\x0a\x10\x20", "a JPEG XL picture"),
+    "JPEG XL in a box": (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+    "TIFF that is none": (b"II*\0\x08\0\0\0\0\0\0\0\0\0", "a TIFF of a kind that"),
     "SVG of XML": (
         b'<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN">\n<svg width="4">',
         "an SVG drawing",
@@ -1192,7 +1224,7 @@ def server(monkeypatch):
         pytest.param(lambda server: None, "404", id="404"),
         pytest.param(hang, "timed out", id="timeout"),
         pytest.param(trickle, "took longer than", id="trickle"),
-        pytest.param(lambda server: HTML, "a web page: save the picture itself", id="HTML"),
+        pytest.param(lambda server: HTML, "a web page: save the picture, not the page", id="HTML"),
     ],
 )
 def test_failed_download_of_a_picture(server, monkeypatch, answer, reason):
