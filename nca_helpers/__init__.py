@@ -11,13 +11,14 @@ from nca_helpers.checkpoint import (
 from nca_helpers.damage import circle, halve, hole, random_circles
 from nca_helpers.devices import use_every_core
 from nca_helpers.emoji import emoji_name, load_emoji
+from nca_helpers.gauss_newton import GaussNewton
 from nca_helpers.images import load_image
 from nca_helpers.measure import robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, pair_keys
 from nca_helpers.pictures import show_images, tile, to_rgb
 from nca_helpers.player import player_html, save_player, show_player
-from nca_helpers.population import population_fitness, spread_generation
+from nca_helpers.population import population_fitness, population_residuals, spread_generation
 from nca_helpers.progress import Diverged, Progress
 from nca_helpers.rollouts import rollout, rollout_frames
 from nca_helpers.run import restore_run, save_run
@@ -27,6 +28,7 @@ __all__ = [
     "NCA",
     "PGPE",
     "Diverged",
+    "GaussNewton",
     "Progress",
     "bundled",
     "circle",
@@ -42,6 +44,7 @@ __all__ = [
     "perceive",
     "player_html",
     "population_fitness",
+    "population_residuals",
     "pretrained",
     "pretrained_meta",
     "random_circles",

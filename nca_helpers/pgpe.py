@@ -83,18 +83,10 @@ class PGPE:
             ValueError: an argument, or the optimiser's learning rate, is out of range. Traced
                 values are taken as they are.
         """
-        centre = _as_float32("init_params", init_params)
-        is_good = centre.ndim == 1 and centre.size and _holds(jnp.isfinite(centre))
-        require(is_good, "init_params", "a vector (n,) of finite numbers", init_params)
-        stdev = _as_float32("init_stdev", init_stdev)
-        is_good = stdev.shape in ((), centre.shape) and _holds(jnp.isfinite(stdev) & (stdev > 0))
-        require(is_good, "init_stdev", f"finite, above 0, one or {centre.size}", init_stdev)
-        check_key("key", key)
-        is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        data = jnp.asarray(jax.random.key_data(key) if is_typed else key)[:2]
+        centre, stdev, data = check_start(init_params, init_stdev, key)
         self._check_optimizer(centre)
         optimizer_state, generation = self.optimizer.init(centre), jnp.zeros((), jnp.int32)
-        return PGPEState(centre, jnp.full_like(centre, stdev), optimizer_state, data, generation)
+        return PGPEState(centre, stdev, optimizer_state, data, generation)
 
     @functools.partial(jax.jit, static_argnums=0)
     def ask(self, state: PGPEState, pairs: jax.Array | None = None) -> jax.Array:
@@ -215,6 +207,20 @@ def pair_keys(key: jax.Array, population_size: int) -> jax.Array:
     """
     _check_population_size(population_size)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(population_size) // 2)
+
+
+def check_start(init_params: Any, init_stdev: Any, key: Any) -> tuple[jax.Array, ...]:
+    """Returns a run's first centre and stdev, (n,) each, and the data of its threefry key, (2,)."""
+    centre = _as_float32("init_params", init_params)
+    is_good = centre.ndim == 1 and centre.size and _holds(jnp.isfinite(centre))
+    require(is_good, "init_params", "a vector (n,) of finite numbers", init_params)
+    stdev = _as_float32("init_stdev", init_stdev)
+    is_good = stdev.shape in ((), centre.shape) and _holds(jnp.isfinite(stdev) & (stdev > 0))
+    require(is_good, "init_stdev", f"finite, above 0, one or {centre.size}", init_stdev)
+    check_key("key", key)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = jnp.asarray(jax.random.key_data(key) if is_typed else key)[:2]
+    return centre, jnp.full_like(centre, stdev), data
 
 
 def _generation_keys(state: PGPEState) -> jax.Array:

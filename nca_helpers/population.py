@@ -53,10 +53,31 @@ def population_fitness(
             no mesh or not the one in force, or the fitness is not one number.
     """
     _check(fitness, population, keys)
-    mesh = find_mesh((population, keys), mesh, inside_jit=True)
-    members = move((population, keys), mesh)
-    scores, _ = spread(lambda _, members, __: (_score(fitness, *members), ()), mesh, members, ())
-    return scores
+    return _spread_members(fitness, population, keys, mesh)
+
+
+def population_residuals(
+    residuals: Callable[[Array, Array], Array],
+    population: Array,
+    keys: Array,
+    mesh: Mesh | None = None,
+) -> Array:
+    """Has every member of a population tell what it lacks: `population_fitness` for `GaussNewton`.
+
+    Args:
+        residuals: `residuals(vector, key)` returns many numbers for one flat vector, shape (m,).
+        population: As for `population_fitness`.
+        keys: As for `population_fitness`.
+        mesh: As for `population_fitness`.
+
+    Returns:
+        (population_size, m), on every device.
+
+    Raises:
+        ValueError: As `population_fitness`, or the residuals are no vector.
+    """
+    _check(residuals, population, keys, is_vector=True)
+    return _spread_members(residuals, population, keys, mesh)
 
 
 def spread_generation(
@@ -108,14 +129,26 @@ def spread_generation(
     return pgpe.step(state, *sums), fitness_of_pairs.reshape(-1)
 
 
-def _check(fitness, population, keys) -> None:
+def _spread_members(function, population, keys, mesh) -> Array:
+    mesh = find_mesh((population, keys), mesh, inside_jit=True)
+    members = move((population, keys), mesh)
+    results, _ = spread(lambda _, members, __: (_score(function, *members), ()), mesh, members, ())
+    return results
+
+
+def _check(fitness, population, keys, is_vector=False) -> None:
     shape, given_keys = jnp.shape(population), jnp.shape(keys)
     is_matrix = len(shape) == 2 and 0 not in shape
     require(is_matrix, "population", "an array (population_size, n)", population)
     require(given_keys[:1] == shape[:1], "keys", f"one for each of {shape[0]} members", keys)
     score = jax.eval_shape(lambda vectors, keys: fitness(vectors[0], keys[0]), population, keys)
-    is_number = getattr(score, "shape", None) == ()
-    require(is_number, "fitness", "a function that returns one number, of shape ()", score)
+    is_as_wanted = getattr(score, "ndim", None) == int(is_vector)
+    name, wanted = (
+        ("residuals", "a vector of numbers, of shape (m,)")
+        if is_vector
+        else ("fitness", "one number, of shape ()")
+    )
+    require(is_as_wanted, name, f"a function that returns {wanted}", score)
 
 
 def _score(fitness, population, keys) -> Array:

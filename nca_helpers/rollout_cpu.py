@@ -27,6 +27,7 @@ from jax import Array
 
 from nca_helpers.devices import AnyMesh, spread
 from nca_helpers.model import NCA, fire_mask, living_mask, mature, perceive, widen
+from nca_helpers.rollout_planes import rollout_planes
 
 # The windows that a step may be computed in, in twelfths of the grid's height and width.
 WINDOW_TWELFTHS = (4, 8, 12)
@@ -36,6 +37,8 @@ SMALLEST_WINDOW = 500
 BLOCK = 128
 # Finding the cells that fire costs more than a smaller network that runs for all.
 SMALLEST_HIDDEN = 64
+# On a larger grid a rollout from a seed gains more by windows than by the channels first.
+MOST_PLANE_CELLS = 2_500
 
 # "fire_rate", and of "angle" and "step_size" what is not the default.
 Settings = dict[str, Any]
@@ -79,10 +82,17 @@ def _forward(graph, capacity, mesh, weights, states, key, lengths, settings):
         nca = nnx.merge(graph, weights)
         step = functools.partial(_step_and_pull_back(nca)[0], nca, settings)
 
+        def draw(t):
+            step_key = jax.random.fold_in(key, t)
+            return fire_mask(step_key, index, settings["fire_rate"], state.shape[:2])
+
+        small = nca.hidden_size < SMALLEST_HIDDEN and height * width <= MOST_PLANE_CELLS
+        if small and not capacity:
+            return rollout_planes(nca, state, draw, length, settings), kept
+
         def advance(t, carry):
             state, kept = carry
-            step_key = jax.random.fold_in(key, t)
-            fire = fire_mask(step_key, index, settings["fire_rate"], state.shape[:2])
+            fire = draw(t)
             (following, alive), _ = _in_window(nca, step, state, fire)
             if capacity:
                 now = state, jnp.stack([fire, alive])
