@@ -19,7 +19,7 @@ from jax import Array
 from jax.interpreters.ad import JVPTracer
 from jax.sharding import Mesh
 
-from nca_helpers.checks import check_integer, check_key, check_state, require
+from nca_helpers.checks import check_integer, check_key, check_state, require, shown
 from nca_helpers.devices import find_mesh, move
 from nca_helpers.model import NCA, check_settings, has_own_rule
 from nca_helpers.rollout_cpu import rollout_cpu
@@ -230,7 +230,7 @@ def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     if lengths.min(initial=0) < 0 or longest > most:
         limit = "" if max_steps is None else " (max_steps)"
         raise ValueError(
-            f"num_steps must be at least 0 and at most {most}{limit}, got {num_steps!r}"
+            f"num_steps must be at least 0 and at most {most}{limit}, got {shown(num_steps)}"
         )
     if max_steps is None:
         max_steps = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
