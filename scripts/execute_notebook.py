@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from nca_helpers.files import replace_file
 
@@ -47,6 +47,7 @@ def execute(notebook: nbformat.NotebookNode, target: Path, folder: Path = Path()
 
     Raises:
         CellExecutionError: A cell failed; the notebook is written all the same.
+        DeadKernelError: So it is when the kernel was killed.
     """
     client = FollowedClient(
         notebook,
@@ -70,8 +71,15 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         execute(nbformat.read(arguments.source, as_version=4), arguments.target)
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        sys.exit(f"{arguments.source}: it cannot be read or written ({error!s:.200})")
     except CellExecutionError as error:
         sys.exit(f"{arguments.source}: a cell failed; see {arguments.target}\n{error}")
+    except DeadKernelError:
+        sys.exit(
+            f"{arguments.source}: its kernel died, killed perhaps because memory ran out; "
+            f"{arguments.target} shows how far it came"
+        )
     print(f"The executed notebook: {arguments.target}")
 
 
