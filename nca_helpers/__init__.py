@@ -10,7 +10,7 @@ from nca_helpers.checkpoint import (
 )
 from nca_helpers.damage import circle, halve, hole, random_circles
 from nca_helpers.devices import use_every_core
-from nca_helpers.emoji import emoji_name, load_emoji
+from nca_helpers.emoji import emoji_name, load_emoji, target_name
 from nca_helpers.gauss_newton import GaussNewton
 from nca_helpers.images import load_image
 from nca_helpers.measure import robustness
@@ -61,6 +61,7 @@ __all__ = [
     "show_player",
     "show_video",
     "spread_generation",
+    "target_name",
     "tile",
     "to_rgb",
     "use_every_core",

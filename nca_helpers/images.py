@@ -64,9 +64,9 @@ def load_image(source: Any, size: int = 40, padding: int = 0) -> np.ndarray:
             warnings.simplefilter("always")
             picture = content if isinstance(content, Image.Image) else decode(content, size)
             target = to_target(picture, size, padding)
-    except (OSError, ValueError) as error:
-        kinds = (FileNotFoundError, OSError, ValueError)
-        kind = next(kind for kind in kinds if isinstance(error, kind))
+    except (OSError, ValueError, TypeError) as error:  # Of a file that is none, say.
+        kinds = (kind for kind in (FileNotFoundError, OSError) if isinstance(error, kind))
+        kind = next(kinds, ValueError)
         reason = " ".join(str(error).split())
         raise kind(f"source must be {ACCEPTED}, got {_named(source)}: {reason:.400}") from error
     # Once each. Of other categories are Pillow's own affairs: large pictures, deprecations.
@@ -145,7 +145,7 @@ def _from_array(source: Any) -> Image.Image:
     except Exception as error:  # Rows of unequal lengths, memory of another device …
         raise ValueError(f"NumPy cannot read it ({error!s:.200})") from error
     shape = values.shape
-    if len(shape) == 4:
+    if len(shape) == 4 or (shape[:1] == (1,) and shape[2:] not in ((), (1,), (3,), (4,))):
         raise ValueError(f"it is a batch of {len(values)}: give one picture of it, image[0]")
     if values.size == 0 or len(shape) < 2 or shape[2:] not in ((), (1,), (3,), (4,)):
         is_first = len(shape) == 3 and shape[0] in (1, 3, 4)
@@ -162,7 +162,8 @@ def _from_array(source: Any) -> Image.Image:
         values = np.round(values / 257).astype(np.uint8)
     elif jnp.issubdtype(values.dtype, jnp.floating):  # NumPy does not count bfloat16 among them.
         if not np.all((values >= 0) & (values <= 1)):
-            raise ValueError("its values are not all in [0, 1]")
+            advice = ": divide them by 255" if 1 < values.max() <= 255 else ""
+            raise ValueError(f"its values are not all in [0, 1]{advice}")
         values = np.round(values.astype(np.float32) * 255).astype(np.uint8)
     elif values.dtype != np.uint8:
         raise ValueError(f"its dtype is {values.dtype}: make it uint8, or floats in [0, 1]")
@@ -179,7 +180,8 @@ def _first_frame(picture: Image.Image) -> Image.Image:
     skipped, found = next(filled, (0, picture))
     picture.seek(start)
     if skipped:
-        warnings.warn(f"{skipped} empty frames before the first that is not", stacklevel=2)
+        count = f"{skipped} empty frame{'s' * (skipped > 1)}"
+        warnings.warn(f"{count} before the first that is not", stacklevel=2)
     return found
 
 

@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
-from nca_helpers.checks import check_integer, check_number, check_state, require
+from nca_helpers.checks import check_integer, check_key, check_number, check_state, require
 
 ALIVE_THRESHOLD = 0.1
 FIRE_RATE = 0.5
@@ -210,6 +210,7 @@ class NCA(nnx.Module):
         """
         check_state(state, self.channels)
         check_settings(fire_rate, angle, step_size)
+        check_key("key", key)
         rate = self.fire_rate if fire_rate is None else fire_rate
         *batch, height, width, _ = state.shape
         samples = jnp.arange(math.prod(batch))

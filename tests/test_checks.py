@@ -99,6 +99,10 @@ REFUSED = {
         lambda nca: rollout(nca, seed_state(8, 8), 0, 4),
         "key must be one random key, as jax.random.key(0) makes it, got 0",
     ),
+    "key of one step": (
+        lambda nca: nca(seed_state(8, 8), 0),
+        "key must be one random key, as jax.random.key(0) makes it, got 0",
+    ),
     "list of states": (
         lambda nca: rollout(nca, [seed_state(8, 8)] * 2, jax.random.key(0), 4),
         "state must be an array (..., height, width, channels) of floats, with 16 channels, "
