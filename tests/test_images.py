@@ -276,7 +276,11 @@ def refused_sources():
         ),
         ("grey batch of one", np.ones((1, 8, 8)), "a batch of 1: give one picture of it, image[0]"),
         ("floats to 255", np.full((4, 4), 255.0), "not all in [0, 1]: divide them by 255"),
-        ("file of its own kind", type("File", (), {"read": lambda self: png})(), "positional argument"),
+        (
+            "file of its own kind",
+            type("File", (), {"read": lambda self: png})(),
+            "positional argument",
+        ),
         ("huge", np.broadcast_to(np.uint8(1), (9_000, 12_000, 3)), "it has 324 MB: make it"),
         ("no pixels", png[:33] + png[-12:], "it has no pixels"),
         ("channels first", np.ones((3, 9, 9), np.uint8), "np.moveaxis(image, 0, -1)"),
