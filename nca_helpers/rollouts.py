@@ -229,9 +229,8 @@ def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     most = np.iinfo(np.int32).max if max_steps is None else max_steps
     if lengths.min(initial=0) < 0 or longest > most:
         limit = "" if max_steps is None else " (max_steps)"
-        raise ValueError(
-            f"num_steps must be at least 0 and at most {most}{limit}, got {shown(num_steps)}"
-        )
+        given = f"{lengths.min()} to {longest}" if lengths.ndim else shown(num_steps)
+        raise ValueError(f"num_steps must be at least 0 and at most {most}{limit}, got {given}")
     if max_steps is None:
         max_steps = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return lengths.astype(np.int32), max(max_steps, 1)
