@@ -26,8 +26,10 @@ def circle(state: Array, centre: tuple[float, float] | Array, radius: float | Ar
     _check_centre(centre)
     check_number("radius", radius, 0)
     height, width = state.shape[-3:-1]
-    rows, columns = jnp.mgrid[:height, :width]
-    inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+    # One type for all, or JAX's strict settings refuse them and jax_enable_x64 computes in another.
+    rows, columns = jnp.mgrid[:height, :width].astype(jnp.float32)
+    row, column, limit = (jnp.asarray(x, jnp.float32) for x in (centre[0], centre[1], radius**2))
+    inside = (rows - row) ** 2 + (columns - column) ** 2 <= limit
     return jnp.where(inside[..., None], 0.0, state)
 
 
@@ -40,10 +42,10 @@ def random_circles(state: Array, key: Array) -> Array:
     check_state(state)
     *batch, height, width, _ = state.shape
     centre_key, radius_key = jax.random.split(key)
-    half = jnp.array([height, width]) / 2
+    half = jnp.array([[height, width]], jnp.float32) / 2
     count = math.prod(batch)
-    centres = half * (1 + jax.random.uniform(centre_key, (count, 2), minval=-0.5, maxval=0.5))
-    radii = width / 2 * jax.random.uniform(radius_key, (count,), minval=0.1, maxval=0.4)
+    centres = half * (1 + jax.random.uniform(centre_key, (count, 2), jnp.float32, -0.5, 0.5))
+    radii = width / 2 * jax.random.uniform(radius_key, (count,), jnp.float32, 0.1, 0.4)
     samples = state.reshape(-1, *state.shape[-3:])
     return jax.vmap(circle)(samples, centres, radii).reshape(state.shape)
 

@@ -149,13 +149,17 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
 
 def move(arrays: Any, mesh: AnyMesh | None) -> Any:
     """Returns the arrays where work on `mesh` can read them, whichever devices they were on."""
-    if mesh is None or _is_traced(arrays):
+    if _is_traced(arrays):
         return arrays
     # What is in force is known as an abstract mesh; a new array lies on its devices.
-    everywhere = NamedSharding(mesh, P()) if isinstance(mesh, Mesh) else jnp.zeros(()).sharding
+    everywhere = NamedSharding(mesh, P()) if isinstance(mesh, Mesh) else None
+    if isinstance(mesh, AbstractMesh):
+        everywhere = jnp.zeros(()).sharding
 
     def moved(leaf):
-        if not isinstance(leaf, jax.Array) or not leaf.committed:
+        if isinstance(leaf, np.ndarray | np.generic):
+            return jax.device_put(leaf)  # Which `jax_transfer_guard` lets pass.
+        if mesh is None or not isinstance(leaf, jax.Array) or not leaf.committed:
             return leaf
         if not leaf.is_fully_addressable and leaf.is_fully_replicated:
             leaf = leaf.addressable_data(0)  # This process's own copy.
@@ -213,10 +217,50 @@ def spread(
     return results if total else jax.tree.map(lambda x: x[:count], results), kept
 
 
+def in_turn(function: Callable, samples: Any, kept: Any, shared: Any) -> tuple[Any, Any]:
+    """Maps `function(place, sample, kept, shared)` over the leading axis of `samples`.
+
+    It returns a result and `kept`, arrays with room for every sample, where the sample's own is at
+    `place`. Handed on from one sample to the next they are written in place, never copied.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def each(samples, kept, shared):
+        def turn(kept, at):
+            place, sample = at
+            result, kept = function(place, sample, kept, shared)
+            return kept, result
+
+        count = len(jax.tree.leaves(samples)[0])
+        places = jnp.arange(count, dtype=jnp.int32)
+        kept, results = jax.lax.scan(turn, kept, (places, samples))
+        return results, kept
+
+    # A vmap from outside, over a population say, must not batch the loop.
+    @each.def_vmap
+    def one_by_one(_, is_batched, *arguments):
+        flags, (leaves, structure) = jax.tree.leaves(is_batched), jax.tree.flatten(arguments)
+        if not any(flags):  # What a derivative of a derivative batches are tangents alone.
+            results = each.fun(*arguments)
+            return results, jax.tree.map(lambda _: False, results)
+
+        def one(batched):
+            batched = iter(batched)
+            pairs = zip(leaves, flags, strict=True)
+            return each(*structure.unflatten(next(batched) if flag else x for x, flag in pairs))
+
+        batched = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
+        results = jax.lax.map(one, batched)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return each(samples, kept, shared)
+
+
 def _arrays(tree: Any) -> list[Array]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
 
 def _is_traced(tree: Any) -> bool:
     """Returns whether an array is traced, or a caller's jit, which also traces new arrays."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*_arrays(tree), jnp.zeros(())))
+    new = jax.device_put(np.float32(0))  # Put, as `jax_transfer_guard` lets pass.
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*_arrays(tree), new))

@@ -102,6 +102,7 @@ def perceive(state: Array, angle: float | Array = 0.0) -> Array:
     along_x, along_y = _sobel(state)
     # An upright frame, the common case, is not charged for the turn.
     if not (isinstance(angle, numbers.Real) and angle == 0):
+        angle = jnp.asarray(angle, state.dtype)  # Else a float64 makes the state one.
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         along_x, along_y = cos * along_x - sin * along_y, sin * along_x + cos * along_y
     return jnp.concatenate([state, along_x, along_y], axis=-1)
@@ -180,6 +181,7 @@ class NCA(nnx.Module):
         require(is_mask, "fire", f"booleans of shape {state.shape[:-1]}", fire)
         before = living_mask(state, self.alive_threshold)
         update = self.update(nnx.relu(self.hidden(perceive(state, angle))))
+        step_size = jnp.asarray(step_size, state.dtype)
         state = state + jnp.where(fire[..., None], step_size * update, 0.0)
         alive = before & living_mask(state, self.alive_threshold)
         return jnp.where(alive[..., None], state, 0.0)
@@ -224,8 +226,9 @@ def fire_mask(key: Array, sample: Array, rate: float | Array, shape: tuple[int, 
     It depends on the step's key and on the sample's place in its batch, not on how many samples
     there are or which device holds them.
     """
-    # A product, for the draw takes no integers.
-    return jax.random.bernoulli(jax.random.fold_in(key, sample), 1.0 * rate, shape)
+    # A draw in float64, as of a Python float under jax_enable_x64, is another draw.
+    rate = jnp.asarray(rate, jnp.float32)
+    return jax.random.bernoulli(jax.random.fold_in(key, sample), rate, shape)
 
 
 def has_own_rule(nca: NCA) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from nca_helpers.devices import AnyMesh, spread
+from nca_helpers.devices import AnyMesh, in_turn, spread
 from nca_helpers.model import NCA, fire_mask, living_mask, mature, perceive, widen
 from nca_helpers.rollout_planes import rollout_planes
 
@@ -107,7 +107,7 @@ def _forward(graph, capacity, mesh, weights, states, key, lengths, settings):
         # One array for both masks: beside two, XLA copies what is kept in every step.
         masks = jnp.zeros((len(indices), capacity, 2, height, width), bool)
         kept = jnp.zeros((len(indices), capacity, *states.shape[1:]), states.dtype), masks
-        return _in_turn(run, (indices, states, lengths), kept, shared)
+        return in_turn(run, (indices, states, lengths), kept, shared)
 
     count, height, width, _ = states.shape
     states, kept = spread(share, mesh, (states, lengths), (weights, key, settings))
@@ -137,7 +137,7 @@ def _backward(graph, capacity, mesh, residuals, cotangents):
     def share(indices, samples, shared):
         lengths, cotangents, kept = samples
         lengths = jnp.where(indices < count, lengths, 0)
-        results, _ = _in_turn(replay, (lengths, cotangents), kept, shared)
+        results, _ = in_turn(replay, (lengths, cotangents), kept, shared)
         return results, ()
 
     (cotangents, sums), _ = spread(share, mesh, (lengths, cotangents, kept), (weights, settings))
@@ -146,29 +146,6 @@ def _backward(graph, capacity, mesh, residuals, cotangents):
 
 
 rollout_cpu.defvjp(_forward, _backward)
-
-
-def _in_turn(function: Callable, samples: Any, kept: Any, shared: Any) -> tuple[Any, Any]:
-    """Maps `function(place, sample, kept, shared)` over the leading axis of `samples`.
-
-    It returns a result and `kept`, arrays with room for every sample, where the sample's own is at
-    `place`. Handed on from one sample to the next they are written in place, never copied.
-    """
-
-    # A vmap from outside, over a population say, must not batch the loop.
-    @jax.custom_batching.sequential_vmap
-    def in_turn(samples, kept, shared):
-        def turn(kept, at):
-            place, sample = at
-            result, kept = function(place, sample, kept, shared)
-            return kept, result
-
-        count = len(jax.tree.leaves(samples)[0])
-        places = jnp.arange(count, dtype=jnp.int32)
-        kept, results = jax.lax.scan(turn, kept, (places, samples))
-        return results, kept
-
-    return in_turn(samples, kept, shared)
 
 
 def _step_and_pull_back(nca: NCA) -> tuple[Callable, Callable]:

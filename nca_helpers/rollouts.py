@@ -61,9 +61,9 @@ def rollout(
         step_size: Multiplies the update.
 
     Returns:
-        The state after `num_steps` steps, of the same shape. Forward-mode derivatives (`jax.jvp`,
-        `jax.hessian`) run the plain loop, too; JAX refuses them for a rollout that stands in a
-        `jit` of its own inside, on a CPU.
+        The state after `num_steps` steps, of the same shape. Derivatives of any order are those of
+        the plain loop, `jax.hessian` too. But in a `jit` of its own inside the derivative, on a
+        CPU, JAX refuses `jax.jvp` alone and a gradient of a gradient.
 
     Raises:
         ValueError: An argument is not what is accepted. Nothing has been compiled then.
@@ -175,7 +175,7 @@ def _frames(graph, num_steps, weights, state, key, options):
 
 
 def _check(nca, state, key, fire_rate, angle, step_size) -> dict[str, Any]:
-    """Returns the options of a step that are not its defaults, as floats or float32 arrays."""
+    """Returns the options of a step that are not its defaults, in float32."""
     require(isinstance(nca, NCA), "nca", "an NCA", nca)
     check_state(state, nca.channels)
     is_precise = jnp.result_type(state).itemsize >= 4
@@ -188,7 +188,7 @@ def _check(nca, state, key, fire_rate, angle, step_size) -> dict[str, Any]:
         for values in ((fire_rate, angle, step_size), (None, 0, 1))
     )
     return {
-        name: jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else float(value)
+        name: jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else np.float32(value)
         for name, value in options.items()
         if isinstance(value, jax.Array) or value != defaults[name]
     }

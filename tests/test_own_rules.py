@@ -190,6 +190,17 @@ def test_derivatives_of_any_order(rule, wrap, orders):
         reference.assert_near(found, expected, 1e-4)
 
 
+def test_the_hessian_of_a_rollout_in_a_jit_of_its_own():
+    nca, state, point = make(NCA), seeds((6, 5), batch=2), jnp.array([0.3, 0.8])
+
+    def value(run, point):
+        return jnp.mean(run(nca, state, angle=point[0], step_size=point[1])[..., :4] ** 2)
+
+    rolled = jax.jit(lambda p: value(lambda *a, **o: rollout(*a, KEY, 3, **o), p))
+    expected = jax.hessian(lambda p: value(lambda *a, **o: loop(*a, 3, **o)[-1], p))
+    reference.assert_near(jax.hessian(rolled)(point), jax.jit(expected)(point), 1e-4)
+
+
 def test_keys_of_another_kind_give_the_plain_loop():
     nca, state = make(NCA), seeds((6, 5), batch=3)
     key = jax.random.key(0, impl="rbg")

@@ -420,63 +420,6 @@ def test_population_of_failures_stays_where_it_is(ranking):
     np.testing.assert_allclose(after.stdev, state.stdev, rtol=1e-6)
 
 
-# JAX as people set it
-
-
-SETTINGS = {
-    "x64": ("jax_enable_x64", True),
-    "debug_nans": ("jax_debug_nans", True),
-    "rbg": ("jax_default_prng_impl", "rbg"),
-    "unsafe_rbg": ("jax_default_prng_impl", "unsafe_rbg"),
-    "strict types": ("jax_numpy_dtype_promotion", "strict"),
-    "strict ranks": ("jax_numpy_rank_promotion", "raise"),
-    "tracer leaks": ("jax_check_tracer_leaks", True),
-    "no jit": ("jax_disable_jit", True),
-}
-
-
-@functools.cache
-def run_by_default(optimizer):
-    return settled_run(optimizer, jax.random.key)
-
-
-def settled_run(optimizer, make_key):
-    """A few generations, eager and compiled, with a member that fails, and with one that died."""
-    pgpe = make_pgpe(optimizer=optimizer)
-    state = pgpe.init(START, make_key(0), init_stdev=0.1)
-    for failed in (-1, 3, 2, -1):
-        population = np.asarray(pgpe.ask(state))
-        fitness = np.asarray(-((population - OPTIMUM) ** 2).sum(-1), np.float32)
-        if failed >= 0:
-            fitness[failed] = np.nan
-        state = pgpe.tell(state, jnp.asarray(fitness))
-        scores = pgpe.scores(fitness)
-        shares = pgpe.gradients(state, scores, jnp.arange(3, 7))
-        keys = jax.random.key_data(pgpe.keys(state))
-    unranked = make_pgpe(ranking=False).scores(fitness)
-    return {"state": state, "scores": scores, "unranked": unranked, "shares": shares, "keys": keys}
-
-
-@pytest.mark.parametrize("name", [*SETTINGS, "rbg, old keys"])
-def test_a_setting_of_jax_changes_nothing(name):
-    setting, value = SETTINGS[name.removesuffix(", old keys")]
-    make_key = jax.random.PRNGKey if "old keys" in name else jax.random.key
-    optimizer = SGD if name == "strict types" else ADAM  # Optax's own Adam is not so strict.
-    expected, before = run_by_default(optimizer), getattr(jax.config, setting)
-    try:
-        jax.config.update(setting, value)
-        if name == "debug_nans":
-            jax.clear_caches()  # What has been compiled before is not looked at.
-        found, keys = settled_run(optimizer, make_key), pair_keys(make_key(0), 8)
-    finally:
-        jax.config.update(setting, before)
-    assert len(keys) == 8
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        if name != "unsafe_rbg":  # Its keys are other ones.
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
 # ClipUp
 
 
