@@ -72,6 +72,23 @@ def test_cells_are_short(path):
     assert max(len(line) for source in cells for line in source.splitlines()) <= 100
 
 
+def imported(tree):
+    found = (node.names for node in ast.walk(tree) if isinstance(node, ast.Import))
+    return {name.name for names in found for name in names}
+
+
+def test_no_cell_needs_the_install_cell(path):
+    """Where the package is there, a reader skips it."""
+    if path.name.startswith("02"):
+        pytest.skip("its download cell takes sys from there")
+    cells = {cell.id: cell.source for cell in code_cells(path)}
+    given = imported(ast.parse(re.sub(r"%pip .*", "pass", cells.pop("install"))))
+    for source in cells.values():
+        tree = ast.parse(re.sub(r"\A%%writefile .*", "", source))
+        given -= imported(tree)
+        assert not given & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
 def test_preset_is_chosen_in_one_place(path):
     """No `if quick`: what differs between presets stands in the table of presets alone."""
     cells = [cell.source for cell in code_cells(path) if "%pip" not in cell.source]

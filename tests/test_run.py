@@ -582,3 +582,25 @@ def test_an_interrupt_is_raised_after_the_run_is_whole(tmp_path, monkeypatch, mo
         signal.signal(signal.SIGINT, handler)
     assert restore_run(tmp_path, 0) == ((1, 1) if moment == "before" else (2, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
+
+
+@pytest.mark.parametrize("version", ["0.11.2", "0.12.8"])
+def test_a_run_saved_with_another_flax_goes_on(tmp_path, version):
+    """The files were saved after one step, with those versions of Flax."""
+    nca = NCA(channels=5, hidden=8, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(nca, optax.adam(1e-3), wrt=nnx.Param)
+    run = {"nca": nnx.state(nca), "optimizer": nnx.state(optimizer), "losses": np.zeros(1)}
+    run["pool"] = np.zeros((2, 4, 4, 5), np.float32)
+    before = np.asarray(nca.hidden.kernel[...])
+    saved = Path(__file__).parent / "data" / f"run_flax_{version}.npz"
+    (tmp_path / "run.npz").write_bytes(saved.read_bytes())
+
+    restored, step = restore_run(tmp_path, run, emoji="x")
+    nnx.update(nca, restored["nca"])
+    nnx.update(optimizer, restored["optimizer"])
+    assert step == 3 and int(optimizer.step[...]) == 1
+    np.testing.assert_array_equal(restored["losses"], [0, 1, 2])
+    # Adam's first step down a gradient of ones is the learning rate.
+    np.testing.assert_allclose(nca.hidden.kernel[...], before - 1e-3, atol=1e-7)
+    optimizer.update(nca, jax.tree.map(jnp.ones_like, nnx.state(nca, nnx.Param)))
+    np.testing.assert_allclose(nca.hidden.kernel[...], before - 2e-3, atol=1e-6)

@@ -18,17 +18,19 @@ CHANNELS, GRID = 5, (6, 5)
 STATES = reference.random_state((2, *GRID, CHANNELS), seed=1).astype(np.float32)
 LENGTHS = np.array([1, 3], np.int32)
 CENTRE = np.array([0.3, -1.1, 0.9, 2.0, 0.1], np.float32)
+# Settings that only refuse are set together: compiling all of this takes a while.
 SETTINGS = {
-    "x64": ("jax_enable_x64", True),
-    "debug_nans": ("jax_debug_nans", True),
-    "rbg": ("jax_default_prng_impl", "rbg"),
-    "old-style keys": ("jax_enable_custom_prng", False),
-    "strict types": ("jax_numpy_dtype_promotion", "strict"),
-    "strict ranks": ("jax_numpy_rank_promotion", "raise"),
-    "transfer guard": ("jax_transfer_guard", "disallow"),
-    "tracer leaks": ("jax_check_tracer_leaks", True),
-    "no jit": ("jax_disable_jit", True),
-    "bfloat16": ("jax_default_matmul_precision", "bfloat16"),
+    "x64": {"jax_enable_x64": True},
+    "checks": {
+        "jax_debug_nans": True,
+        "jax_numpy_dtype_promotion": "strict",
+        "jax_numpy_rank_promotion": "raise",
+        "jax_check_tracer_leaks": True,
+    },
+    "other keys": {"jax_default_prng_impl": "rbg", "jax_enable_custom_prng": False},
+    "transfer guard": {"jax_transfer_guard": "disallow"},
+    "no jit": {"jax_disable_jit": True},
+    "bfloat16": {"jax_default_matmul_precision": "bfloat16"},
 }
 
 
@@ -153,26 +155,27 @@ CALLS = {
 }
 # Eager JAX makes arrays of a program's numbers, which the guard refuses; inside a jit it does not.
 MAKE_ARRAYS = "seed_state PGPE robustness load_nca".split()
-# What a setting has nothing to do with is left out: compiling all of this takes a while.
+# What a setting has nothing to do with, or what takes long without a jit.
 WITHOUT_KEYS = "seed_state to_rgb load_emoji restore_run".split()
 LEFT_OUT = {
-    "rbg": WITHOUT_KEYS,
-    "old-style keys": WITHOUT_KEYS,
-    "bfloat16": [*WITHOUT_KEYS, "damage", "population_fitness", "PGPE", "load_nca"],
+    "other keys": WITHOUT_KEYS,
+    "bfloat16": [*WITHOUT_KEYS, "damage", "population_fitness", "PGPE", "load_nca", "robustness"],
+    "no jit": ["gradient", "robustness"],
 }
 
 
 @contextlib.contextmanager
 def setting(name):
-    option, value = SETTINGS[name]
-    before = getattr(jax.config, option)
+    before = {option: getattr(jax.config, option) for option in SETTINGS[name]}
     try:
-        jax.config.update(option, value)
-        if name == "debug_nans":
+        for option, value in SETTINGS[name].items():
+            jax.config.update(option, value)
+        if "jax_debug_nans" in before:
             jax.clear_caches()  # What has been compiled before is not looked at.
         yield
     finally:
-        jax.config.update(option, before)
+        for option, value in before.items():
+            jax.config.update(option, value)
 
 
 def called(call, folder):
@@ -210,7 +213,7 @@ def test_a_setting_changes_nothing(name, call, folder):
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_keys_of_another_default_give_the_plain_loop(make_key):
     nca, states, *_ = given()
-    with setting("rbg"):
+    with setting("other keys"):
         key = make_key(0)
         expected = [states]
         for t in range(3):
