@@ -66,13 +66,12 @@ def pictures() -> list[bytes]:
     kinds = [(name, "RGB" if name in ("JPEG", "PPM", "PCX") else "RGBA", {}) for name in FORMATS]
     kinds += [("PNG", mode, {"pnginfo": note}) for mode in ("1", "L", "LA", "P", "I;16", "RGB")]
     kinds += [("PNG", mode, {"transparency": 7}) for mode in ("L", "P")]
-    kinds += [("TIFF", mode, {}) for mode in ("1", "F", "I", "I;16", "LA", "CMYK", "La")]
+    kinds += [("TIFF", mode, {}) for mode in ("1", "F", "I", "I;16", "LA", "CMYK")]
     kinds += [(name, "RGB", {"exif": about}) for name in ("JPEG", "PNG", "WEBP", "TIFF")]
     found = []
     for name, mode, options in kinds:
         buffer = io.BytesIO()
-        # Pillow converts to these only from grey or from floats.
-        picture = grey.convert("LA") if mode == "La" else grey if mode[0] in "FI" else whole
+        picture = grey if mode[0] in "FI" else whole  # Pillow makes these from grey alone.
         picture.convert(mode).save(buffer, name, **options)
         found.append(buffer.getvalue())
     empty = Image.new("RGBA", whole.size)
@@ -111,8 +110,8 @@ def arrays(chance: random.Random) -> Any:
     values = values * chance.choice((0, 0.2, 1, 300, np.nan, np.inf, 1e300))
     kinds = ("u1", "u2", "i8", "f2", "f4", "f8", "?", "c8", "O", "U3", ">f4", "M8[s]")
     with np.errstate(all="ignore"):
-        array = values.astype(chance.choice(kinds))
-    return chance.choice((array, array, array.tolist(), array.T, array[..., ::-1]))
+        array = np.asarray(values).astype(chance.choice(kinds))
+    return chance.choice((array, array, array.tolist(), array.T, np.flip(array)))
 
 
 def checkpoints() -> list[bytes]:
