@@ -14,6 +14,8 @@ Experiments:
     problems: this notebook's recipe on other sizes, cells and loss steps.
     solvers: other solvers of EvoJAX on that budget.
     scorecard: evolution as the notebook runs it, and gradients of the same fitness.
+    minute: a minute of each of the solvers that are told pictures, of PGPE, EvoJAX's class, the
+        EvoJAX notebook's recipe tuned, and of evosax (in `.venv-bench`, which `make bench` makes).
     survival: after equal loss, which of these two persists and which one regenerates
         (evolution_survival.csv); needs what the scorecard leaves in out/evolution.
 """
@@ -42,7 +44,7 @@ from jax.flatten_util import ravel_pytree
 from notebook_cells import run_cells
 
 import nca_helpers
-from nca_helpers import PGPE, halve, hole, robustness
+from nca_helpers import PGPE, GaussNewton, halve, hole, robustness
 from nca_helpers.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +53,8 @@ SURVIVAL = TABLE.with_name("evolution_survival.csv")
 CENTRES = ROOT / "out" / "evolution"
 
 KEYS = (0, 1, 2)
+SECONDS = 60
+GENERATIONS = 3_000
 CANDIDATES = 500 * 128
 EVALUATIONS = 10
 GRADIENT_STEPS = 4_000
@@ -146,11 +150,11 @@ class Problem:
             "02_growing_with_pgpe.ipynb",
             last="held-out",
             after={"config": lambda names: names["config"].update(changes)},
-            without=("evojax",),
+            without=("evojax", "ask-tell"),
         )
         self.cells = math.prod(self.names["first"].shape[:2])
         self.steps = self.names["loss_steps"][-1]
-        self.empty_loss = float(self.names["pixel_loss"](0 * self.names["first"]))
+        self.empty_loss = self.names["empty"]
 
     def __getattr__(self, name: str) -> Any:
         return self.names[name]
@@ -195,13 +199,11 @@ class Problem:
             centres.append(centre)
 
 
-def recipe(
-    problem: Problem, settings: dict, key: int, candidates: int = CANDIDATES
-) -> Iterator[tuple[int, jax.Array]]:
-    """A run of a recipe on a budget of candidates."""
-    size = settings["population_size"]
-    generations = candidates // size
-    rate = settings["learning_rate"]
+def recipe_parts(
+    problem: Problem, settings: dict, key: int, generations: int, stride: int
+) -> tuple[Any, Callable]:
+    """A recipe's first state, and what runs `stride` generations of it."""
+    size, rate = settings["population_size"], settings["learning_rate"]
     if settings["decay"]:
         rate = optax.cosine_decay_schedule(rate, generations, alpha=0.05)
     optimizer = OPTIMIZERS[settings["optimizer"]](rate)
@@ -223,11 +225,20 @@ def recipe(
         return jax.random.split(jax.random.fold_in(seed, state.generation), size)
 
     keys = own_keys if settings["masks"] == "own" else pgpe.keys
-    evolve = problem.make_evolve(pgpe, keys, generations // EVALUATIONS)
+    return state, problem.make_evolve(pgpe, keys, stride)
+
+
+def recipe(
+    problem: Problem, settings: dict, key: int, candidates: int = CANDIDATES
+) -> Iterator[tuple[int, jax.Array]]:
+    """A run of a recipe on a budget of candidates."""
+    generations = candidates // settings["population_size"]
+    stride = generations // EVALUATIONS
+    state, evolve = recipe_parts(problem, settings, key, generations, stride)
     yield 0, evolve(evolve(state)[0])[0].centre
     for i in range(EVALUATIONS):
         state, _ = evolve(state)
-        yield (i + 1) * (generations // EVALUATIONS) * size, state.centre
+        yield (i + 1) * stride * settings["population_size"], state.centre
 
 
 def make_solvers(problem: Problem, key: int) -> dict[str, Callable[[], tuple[Any, Callable]]]:
@@ -285,16 +296,173 @@ def solve(problem: Problem, solver: Any, solution: Callable, key: int):
 
 
 def evolution(problem: Problem, key: int) -> Iterator[tuple[int, jax.Array]]:
-    """The notebook's evolution, at its full length."""
-    config = problem.config
-    state = problem.pgpe.init(
-        problem.first_centre(key), jax.random.key(key), init_stdev=problem.stdev
+    """The notebook's PGPE, for 3,000 generations."""
+    size = problem.config["population_size"]
+    pgpe = PGPE(
+        population_size=size,
+        optimizer=problem.make_optimizer(GENERATIONS),
+        stdev_learning_rate=0.1,
     )
-    evolve = problem.make_evolve(problem.pgpe, length=100)
+    state = pgpe.init(problem.first_centre(key), jax.random.key(key), init_stdev=problem.stdev)
+    evolve = problem.make_evolve(pgpe, length=100)
     yield 0, evolve(evolve(state)[0])[0].centre
-    for generation in range(100, config["generations"] + 1, 100):
+    for generation in range(100, GENERATIONS + 1, 100):
         state, _ = evolve(state)
-        yield generation * config["population_size"], state.centre
+        yield generation * size, state.centre
+
+
+def pictures(problem: Problem, key: int, **settings: Any) -> Callable:
+    """The notebook's solver that is told pictures, with changes."""
+    trial = settings.pop("trial", True)
+    noise = settings.pop("noise", 1e-4)
+    centre = problem.first_centre(key)
+
+    def residuals(vector, key):
+        return (problem.grow(vector, key)[1] - problem.target).ravel()
+
+    def evaluate(vectors, keys):
+        return nca_helpers.population_residuals(residuals, vectors, keys)
+
+    def make(generations):
+        solver = GaussNewton(
+            **{
+                "population_size": len(centre) + 1,
+                "forgetting": optax.exponential_decay(0.3, generations, 0.1),
+            }
+            | settings
+        )
+        stdev = problem.stdev_by_layer(noise, 0.12 * noise)
+
+        @jax.jit
+        def generation(state):
+            found = evaluate(solver.ask(state), solver.keys(state))
+            return solver.tell(state, found, evaluate if trial else None)
+
+        state = solver.init(centre, jax.random.key(key), init_stdev=stdev)
+        return state, generation, lambda state: state.centre, solver.population_size
+
+    return make
+
+
+def numbers(problem: Problem, key: int, **changes: Any) -> Callable:
+    """PGPE by one of the recipes, ten generations at a time."""
+    settings = OURS | changes
+    size = settings["population_size"]
+
+    def make(turns):
+        state, evolve = recipe_parts(problem, settings, key, 10 * turns, 10)
+        return state, lambda state: evolve(state)[0], lambda state: state.centre, 10 * size
+
+    return make
+
+
+def evojax_class(problem: Problem, key: int) -> Callable:
+    """EvoJAX's own class, with our settings as far as it takes them."""
+    from evojax import algo
+
+    centre = problem.first_centre(key)
+    score = jax.jit(lambda *args: nca_helpers.population_fitness(problem.fitness, *args))
+
+    def make(generations):
+        solver = algo.PGPE(
+            param_size=len(centre),
+            pop_size=128,
+            seed=key,
+            init_params=centre,
+            init_stdev=float(problem.stdev.mean()),
+            center_learning_rate=0.4 * float(problem.stdev.mean()),
+            stdev_learning_rate=0.1,
+            optimizer="adam",
+        )
+
+        def generation(i):
+            keys = nca_helpers.pair_keys(jax.random.fold_in(jax.random.key(key), i), 128)
+            solver.tell(score(solver.ask(), keys))
+            jax.block_until_ready(solver.best_params)
+            return i + 1
+
+        return 0, generation, lambda i: solver.best_params, 128
+
+    return make
+
+
+def evosax_solver(problem: Problem, key: int, name: str, **settings: Any) -> Callable:
+    """One of evosax's solvers, from the same centre; pairs or all share their coin flips."""
+    import evosax.algorithms
+
+    centre, stdev = problem.first_centre(key), float(problem.stdev.mean())
+    rate = settings.pop("learning_rate", None)
+    if rate:
+        settings["optimizer"] = optax.adam(rate)
+    if name == "Open_ES":
+        settings["std_schedule"] = optax.constant_schedule(stdev)
+    solver = getattr(evosax.algorithms, name)(population_size=128, solution=centre, **settings)
+    params = solver.default_params
+    if hasattr(params, "std_init"):
+        params = params.replace(std_init=stdev)
+
+    @jax.jit
+    def generation(carry):
+        state, i = carry
+        seed = jax.random.fold_in(jax.random.key(key), i)
+        ask, tell, coins = jax.random.split(seed, 3)
+        population, state = solver.ask(ask, state, params)
+        scores = nca_helpers.population_fitness(
+            problem.fitness, population, jnp.broadcast_to(coins, 128)
+        )
+        state, _ = solver.tell(tell, population, -scores, state, params)  # It minimises.
+        return state, i + 1
+
+    def make(generations):
+        state = solver.init(jax.random.key(key), centre, params)
+        return (state, 0), generation, lambda carry: solver.get_mean(carry[0]), 128
+
+    return make
+
+
+SCAN = {
+    f"EvoJAX notebook, lr × {rate:g}, stdev × {stdev:g}": partial(
+        numbers,
+        **THEIRS
+        | {
+            "learning_rate": rate * THEIRS["learning_rate"],
+            "stdev": (0.008 * stdev, 0.008 * stdev),
+        },
+    )
+    for rate in (1, 3)
+    for stdev in (0.4, 1, 2.5)
+    if (rate, stdev) != (1, 1)
+}
+MINUTE = {
+    "pictures": pictures,
+    "pictures, no average": partial(pictures, forgetting=1.0),
+    "pictures, no trial": partial(pictures, trial=False),
+    "pictures, noise × 10": partial(pictures, noise=1e-3),
+    "pictures, 128 candidates": partial(pictures, population_size=128, forgetting=0.1),
+    "PGPE": numbers,
+    "EvoJAX's class, settings of PGPE": evojax_class,
+    "EvoJAX notebook": partial(numbers, **THEIRS),
+    "evosax Open-ES": partial(evosax_solver, name="Open_ES", learning_rate=0.01),
+    "evosax PGPE": partial(evosax_solver, name="PGPE", learning_rate=0.01),
+    "evosax SNES": partial(evosax_solver, name="SNES"),
+    "evosax Sep-CMA-ES": partial(evosax_solver, name="Sep_CMA_ES"),
+}
+
+
+def minute(make: Callable) -> Iterator[tuple[int, jax.Array]]:
+    """A run of as many generations as fit into the time; the schedules end with it."""
+    state, advance, _, _ = make(1_000)
+    state = jax.block_until_ready(advance(jax.block_until_ready(advance(state))))
+    start = time.perf_counter()
+    for _ in range(3):
+        state = jax.block_until_ready(advance(state))
+    turns = max(EVALUATIONS, int(3 * SECONDS / (time.perf_counter() - start)))
+    state, advance, centre_of, candidates = make(turns)
+    yield 0, centre_of(advance(jax.block_until_ready(advance(state))))  # Compiles.
+    for turn in range(1, turns + 1):
+        state = jax.block_until_ready(advance(state))
+        if turn % (turns // EVALUATIONS) == 0:
+            yield turn * candidates, centre_of(state)
 
 
 def gradients(problem: Problem, key: int) -> Iterator[tuple[int, jax.Array]]:
@@ -409,7 +577,15 @@ def run(problem: Problem, experiment: str, arm: str, key: int, start: Callable) 
 
 def main() -> None:
     problem = Problem()
-    chosen = sys.argv[1:2] or ["recipes", "length", "problems", "solvers", "scorecard", "survival"]
+    chosen = sys.argv[1:2] or [
+        "recipes",
+        "length",
+        "problems",
+        "solvers",
+        "minute",
+        "scorecard",
+        "survival",
+    ]
     keys = [int(key) for key in sys.argv[2:]] or KEYS
     for key in keys:
         if "recipes" in chosen:
@@ -433,6 +609,14 @@ def main() -> None:
         if "scorecard" in chosen:
             run(problem, "scorecard", "evolution", key, partial(evolution, problem, key))
             run(problem, "scorecard", "gradients", key, partial(gradients, problem, key))
+        arms = MINUTE | (SCAN if key == KEYS[0] else {})
+        for arm, make in arms.items() if "minute" in chosen else ():
+            try:
+                start = partial(minute, make(problem, key))
+            except ImportError as error:
+                print(f"{arm} cannot run here: {error!r}", flush=True)
+                continue
+            run(problem, "minute", arm, key, start)
         if "survival" in chosen and str(key) not in [row["key"] for row in read(SURVIVAL)]:
             append(SURVIVAL, survival(problem, key))
 

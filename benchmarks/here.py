@@ -107,7 +107,7 @@ def generation(problem: dict) -> Callable:
     size = int(problem["population_size"])
 
     def set_config(names):
-        names["config"] |= dict(population_size=size, generations_per_dispatch=1)
+        names["config"] |= dict(population_size=size, per_dispatch=1)
 
     def set_first(names):
         names["first"] = jnp.asarray(problem["first"])
@@ -117,7 +117,8 @@ def generation(problem: dict) -> Callable:
         names["graph"], names["weights"] = nnx.split(to_nca(problem))
 
     after = {"config": set_config, "target": set_first, "model": set_weights}
-    names = run_cells("02_growing_with_pgpe.ipynb", "generations", after, without=("evojax",))
+    without = ("evojax", "ask-tell")
+    names = run_cells("02_growing_with_pgpe.ipynb", "generations", after, without)
     evolve = names["make_evolve"](names["pgpe"])
     state = names["pgpe"].init(names["centre"], jax.random.key(0), init_stdev=0.008)
 

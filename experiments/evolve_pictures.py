@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 PROBLEMS = {
     "16": [Stage(16, 2, (20, 30, 40), 300)],
     "24": [Stage(16, 2, (20, 30, 40), 60), Stage(24, 2, (30, 40, 50), 400)],
-    "40": [Stage(16, 2, (20, 30, 40), 100), Stage(40, 4, (30, 60, 90), 300)],
+    "40": [Stage(16, 2, (20, 30, 40), 60), Stage(40, 4, (30, 60, 90), 300)],
 }
 
 
@@ -67,16 +67,17 @@ def main() -> None:
     name, rows = f"{options.problem}px_hidden{options.hidden}_key{options.key}", []
     about = {"problem": options.problem, "hidden": options.hidden, "key": options.key}
     for stage in PROBLEMS[options.problem]:
-        for nca, row, grown in evolve(nca, stage, options.key, spent):
+        for evolved, row, grown in evolve(nca, stage, options.key, spent):
             rows.append(about | row)
             print(*(f"{key} {value}" for key, value in rows[-1].items()), sep="  ", flush=True)
             write(about, rows)
             nca_helpers.save_nca(
-                OUT / f"{name}.npz", nca, emoji="🦎", num_steps=stage.loss_steps[-1]
+                OUT / f"{name}.npz", evolved, emoji="🦎", num_steps=stage.loss_steps[-1]
             )
             picture = nca_helpers.tile(nca_helpers.to_rgb(grown), columns=4)
             picture = (255 * np.asarray(picture)).round().astype(np.uint8)
             Image.fromarray(picture.repeat(6, 0).repeat(6, 1)).save(OUT / f"{name}.png")
+        nca = evolved
 
 
 def evolve(nca, stage, key, spent):
@@ -99,6 +100,7 @@ def evolve(nca, stage, key, spent):
     solver = GaussNewton(
         population_size=len(centre) + 1,
         forgetting=optax.exponential_decay(0.3, stage.generations, 0.1),
+        factors=(0.2, 1.0, 5.0, 30.0, 200.0),
     )
     stdev = jax.tree.map(lambda weight: jnp.full_like(weight, 1.2e-5), weights)
     stdev["hidden"]["kernel"][...] = jnp.full_like(weights["hidden"]["kernel"][...], 1e-4)

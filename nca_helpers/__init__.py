@@ -13,7 +13,7 @@ from nca_helpers.devices import use_every_core
 from nca_helpers.emoji import emoji_name, load_emoji, target_name
 from nca_helpers.gauss_newton import GaussNewton
 from nca_helpers.images import load_image
-from nca_helpers.measure import robustness
+from nca_helpers.measure import blur_like, impostors, robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, pair_keys
 from nca_helpers.pictures import show_images, tile, to_rgb
@@ -30,11 +30,13 @@ __all__ = [
     "Diverged",
     "GaussNewton",
     "Progress",
+    "blur_like",
     "bundled",
     "circle",
     "emoji_name",
     "halve",
     "hole",
+    "impostors",
     "living_mask",
     "load_emoji",
     "load_image",

@@ -1,4 +1,4 @@
-"""Measures: what becomes of an automaton that is wounded, or left alone.
+"""Measures: what becomes of an automaton, and whether a picture is what it should be.
 
 rows = robustness(nca, target, {"left half": wound}, jax.random.key(0), wound_step=96)
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.ndimage
 from jax import Array
 
 from nca_helpers.checks import check_finite, check_integer, require
@@ -85,3 +86,42 @@ def robustness(
                 }
             )
     return rows
+
+
+def blur_like(loss: float, target: Array) -> float:
+    """Returns a loss in pixels: the Gaussian blur of the target that costs as much, 0 to 5.
+
+    Args:
+        loss: Mean over cells and RGBA of the squared difference.
+        target: `(height, width, 4)`.
+    """
+    blurs = np.linspace(0, 5, 101)
+    costs = [float(np.mean(np.square(_blurred(target, blur) - target))) for blur in blurs]
+    return float(np.interp(loss, costs, blurs))
+
+
+def impostors(target: Array) -> dict[str, np.ndarray]:
+    """Returns what is like a target in one way and is not it, by name, `(height, width, 4)` each.
+
+    A blob has the right place, size and colours on average; a measure that takes it for the target
+    measures those. Whoever asks what a picture is nearest to should offer these as well.
+    """
+    target = np.asarray(target)
+    places = np.indices(target.shape[:2]).reshape(2, -1).T
+    alpha = target[..., 3].ravel()
+    away = places - np.average(places, 0, alpha)
+    inverse = np.linalg.inv(np.cov(places.T, aweights=alpha))
+    # Over an ellipse the variance along an axis is a quarter of its half-length squared.
+    inside = (np.einsum("ni,ij,nj->n", away, inverse, away) <= 4).reshape(*target.shape[:2], 1)
+    return {
+        "an ellipse": inside * target.mean((0, 1), where=inside),
+        "turned by 90°": np.rot90(target),
+        "turned by 180°": np.rot90(target, 2),
+        "mirrored": target[:, ::-1],
+        "blurred by 2 px": _blurred(target, 2),
+        "nothing": 0 * target,
+    }
+
+
+def _blurred(target: Array, blur: float) -> np.ndarray:
+    return scipy.ndimage.gaussian_filter(np.asarray(target), (blur, blur, 0), mode="constant")

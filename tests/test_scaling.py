@@ -181,35 +181,3 @@ def test_a_run_of_another_problem_is_refused(folder, alone):
     )
     assert ran.returncode != 0
     assert "holds another run: emoji is '🦎' there, '🦋' here" in ran.stderr
-
-
-SAME_CELLS = """
-import os, sys
-
-sys.path.insert(0, {benchmarks!r})
-from notebook_cells import run_cells
-
-names = run_cells("02_growing_with_pgpe.ipynb", "loop", {{}})
-assert names["jax"].device_count() == int(os.environ["PYTHON_CPU_COUNT"])
-names["np"].save(sys.argv[1], names["state"].centre)
-"""
-
-
-def test_notebook_02_runs_unchanged_on_any_number_of_devices(tmp_path):
-    centres = []
-    for count in (1, 8):
-        path = tmp_path / f"{count}.npy"
-        script = SAME_CELLS.format(benchmarks=str(ROOT / "benchmarks"))
-        environment = {"NCA_PRESET": "quick", "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
-        ran = subprocess.run(
-            [sys.executable, "-c", script, str(path)],
-            cwd=tmp_path,
-            env=os.environ | environment | {"PYTHON_CPU_COUNT": str(count)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        centres.append(np.load(path))
-    assert np.abs(centres[0]).max() > 0
-    np.testing.assert_allclose(centres[1], centres[0], rtol=0, atol=1e-6)
