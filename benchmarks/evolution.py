@@ -357,7 +357,7 @@ def numbers(problem: Problem, key: int, **changes: Any) -> Callable:
 
 
 def evojax_class(problem: Problem, key: int) -> Callable:
-    """EvoJAX's own class, with our settings as far as it takes them."""
+    """EvoJAX's own class, with our settings as far as it takes them: one stdev, the lesser."""
     from evojax import algo
 
     centre = problem.first_centre(key)
@@ -369,8 +369,8 @@ def evojax_class(problem: Problem, key: int) -> Callable:
             pop_size=128,
             seed=key,
             init_params=centre,
-            init_stdev=float(problem.stdev.mean()),
-            center_learning_rate=0.4 * float(problem.stdev.mean()),
+            init_stdev=float(problem.stdev.min()),
+            center_learning_rate=0.4 * float(problem.stdev.min()),
             stdev_learning_rate=0.1,
             optimizer="adam",
         )
@@ -390,8 +390,11 @@ def evosax_solver(problem: Problem, key: int, name: str, **settings: Any) -> Cal
     """One of evosax's solvers, from the same centre; pairs or all share their coin flips."""
     import evosax.algorithms
 
-    centre, stdev = problem.first_centre(key), float(problem.stdev.mean())
     rate = settings.pop("learning_rate", None)
+    centre = problem.first_centre(key)
+    # With more noise than the least of our stdevs two of them lose every candidate.
+    noise = problem.stdev.min() if rate else problem.stdev.mean()
+    stdev = float(noise)
     if rate:
         settings["optimizer"] = optax.adam(rate)
     if name == "Open_ES":

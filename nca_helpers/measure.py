@@ -97,7 +97,8 @@ def blur_like(loss: float, target: Array) -> float:
     """
     blurs = np.linspace(0, 5, 101)
     costs = [float(np.mean(np.square(_blurred(target, blur) - target))) for blur in blurs]
-    return float(np.interp(loss, costs, blurs))
+    costs, first = np.unique(costs, return_index=True)  # The narrowest blurs change nothing.
+    return float(np.interp(loss, costs, blurs[first]))
 
 
 def impostors(target: Array) -> dict[str, np.ndarray]:

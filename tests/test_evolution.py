@@ -10,7 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from nca_helpers import NCA, load_emoji, pretrained, pretrained_meta, rollout, seed_state
+from nca_helpers import (
+    NCA,
+    halve,
+    impostors,
+    load_emoji,
+    pretrained,
+    pretrained_meta,
+    rollout,
+    seed_state,
+)
 from nca_helpers.emoji import BUNDLED
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -78,15 +87,32 @@ def test_evolved_lizard_is_small_but_whole(lizard):
     assert isinstance(nca, NCA) and (nca.fire_rate, nca.alive_threshold) == (0.5, 0.1)
 
 
-def test_evolved_lizard_has_at_most_a_fifth_of_the_empty_loss(lizard):
-    pictures, meta = lizard
+def share_of_empty(pictures, meta):
     target = load_emoji("🦎", meta["size"], meta["padding"], offline=True)
-    assert np.square(pictures - target).mean() <= np.square(target).mean() / 5
+    return np.square(pictures - target).mean((1, 2, 3)) / np.square(target).mean()
 
 
-def test_evolved_lizard_is_nearest_to_a_lizard_every_time(lizard):
+def test_evolved_lizard_has_at_most_a_twentieth_of_the_empty_loss(lizard):
+    assert np.mean(share_of_empty(*lizard)) <= 0.05
+
+
+def test_evolved_lizard_is_nearer_to_a_lizard_than_to_any_impostor(lizard):
     pictures, meta = lizard
     sizes = meta["size"], meta["padding"]
-    album = np.stack([load_emoji(emoji, *sizes, offline=True) for emoji in BUNDLED])
-    distances = np.square(pictures[:, None] - album).mean((2, 3, 4))
-    assert [BUNDLED[i] for i in distances.argmin(1)] == ["🦎"] * 20
+    album = {emoji: load_emoji(emoji, *sizes, offline=True) for emoji in BUNDLED}
+    album |= impostors(album["🦎"])  # tests/test_measure.py shows that decoys fail.
+    pages = np.stack([np.asarray(page) for page in album.values()])
+    distances = np.square(pictures[:, None] - pages).mean((2, 3, 4))
+    assert [list(album)[i] for i in distances.argmin(1)] == ["🦎"] * 20
+
+
+def test_evolved_lizard_is_there_at_four_times_its_horizon_and_heals_a_half():
+    nca, meta = pretrained("🦎", "evolved"), pretrained_meta("🦎", "evolved")
+    grid, horizon = meta["size"] + 2 * meta["padding"], meta["num_steps"]
+    seeds = jnp.broadcast_to(seed_state(grid, grid), (20, grid, grid, 16))
+    grown = rollout(nca, seeds, jax.random.key(1), horizon)
+    later = rollout(nca, grown, jax.random.key(2), 3 * horizon)
+    healed = rollout(nca, halve(grown, "left"), jax.random.key(3), 2 * horizon)
+    cut = share_of_empty(halve(grown, "left")[..., :4], meta)
+    assert np.median(share_of_empty(later[..., :4], meta)) <= 0.1
+    assert np.median(share_of_empty(healed[..., :4], meta)) <= 0.1 < 0.3 < np.median(cut)

@@ -1,13 +1,15 @@
-"""What becomes of an automaton that is wounded: each fate by its name."""
+"""What becomes of an automaton that is wounded, and how near a picture is to its target."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import scipy.ndimage
 from flax import nnx
 
-from nca_helpers.measure import robustness
+from nca_helpers.emoji import BUNDLED, load_emoji
+from nca_helpers.measure import blur_like, impostors, robustness
 from nca_helpers.model import NCA, seed_state
 
 KEY = np.array([0, 5], np.uint32)
@@ -122,3 +124,60 @@ def test_robustness_refuses(name, value, shown):
     given = {"nca": idle_nca(), "target": TARGET, "wounds": {"any": wound}, "key": KEY}
     given |= {"wound_step": 1, "recovery_steps": 1, "num_rollouts": 1, name: value}
     reference.refuses(lambda: robustness(**given), name, shown)
+
+
+# How near is a picture
+
+
+@pytest.fixture(scope="module")
+def lizard():
+    return np.asarray(load_emoji("🦎", 16, 2, offline=True))
+
+
+def nearest(picture, album):
+    return min(album, key=lambda name: np.square(picture - album[name]).mean())
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.6, 0.9, 2.0])
+def test_a_loss_is_a_blur(lizard, blur):
+    # Against a Gaussian of our own, by its values at whole cells.
+    width = np.arange(-9, 10)
+    kernel = np.exp(-(width**2) / (2 * max(blur, 1e-3) ** 2))
+    matrix = np.array([np.convolve(row, kernel / kernel.sum(), "same") for row in np.eye(20)])
+    blurred = np.einsum("ij,kl,jlc->ikc", matrix, matrix, lizard)
+    loss = np.square(blurred - lizard).mean()
+    assert blur_like(loss, lizard) == pytest.approx(blur, abs=0.03)
+
+
+def test_no_loss_is_no_blur_and_a_great_one_is_the_greatest(lizard):
+    assert blur_like(0.0, lizard) == 0
+    assert blur_like(1e9, lizard) == 5
+
+
+def test_impostors_are_what_they_are_called(lizard):
+    found = impostors(lizard)
+    np.testing.assert_array_equal(found["turned by 90°"], np.rot90(lizard))
+    np.testing.assert_array_equal(found["mirrored"][:, 3], lizard[:, 16])
+    ellipse = found["an ellipse"]
+    inside = ellipse[..., 3] > 0
+    assert len(np.unique(ellipse[inside], axis=0)) == 1
+    assert 0.1 < inside.mean() < 0.6
+    middle = np.argwhere(inside).mean(0)
+    wanted = np.average(np.indices((20, 20)).reshape(2, -1).T, 0, lizard[..., 3].ravel())
+    np.testing.assert_allclose(middle, wanted, atol=0.5)
+    assert all(picture.shape == lizard.shape for picture in found.values())
+
+
+def test_an_album_with_impostors_in_it_tells_a_lizard_from_a_decoy(lizard):
+    others = {emoji: np.asarray(load_emoji(emoji, 16, 2, offline=True)) for emoji in BUNDLED}
+    album = others | impostors(lizard)
+    decoys = impostors(lizard)
+    decoys["a smaller ellipse"] = np.roll(decoys["an ellipse"], 1, 0) * 0.9
+    decoys["blurred by 1.5 px"] = scipy.ndimage.gaussian_filter(lizard, (1.5, 1.5, 0))
+    decoys["faint"] = 0.2 * lizard
+    for name, decoy in decoys.items():
+        assert nearest(decoy, album) != "🦎", name
+    # Without the impostors in it the album is fooled.
+    assert nearest(decoys["an ellipse"], others) == "🦎"
+    sharp = scipy.ndimage.gaussian_filter(lizard, (0.6, 0.6, 0))
+    assert nearest(lizard, album) == nearest(sharp, album) == "🦎"
