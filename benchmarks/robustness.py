@@ -1,6 +1,7 @@
 """Measures what the bundled lizards survive, and writes the table that notebook 00 plots.
 
-    python benchmarks/robustness.py
+    python benchmarks/robustness.py             all of them
+    python benchmarks/robustness.py evolved     this one; the others' rows stay
 
 Every wound at three times on each regime, 20 rollouts each, looked at 500 steps later; and the
 undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv.
@@ -8,6 +9,7 @@ undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv.
 
 import csv
 import io
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -65,12 +67,14 @@ def wounds(size: int, centre: int) -> dict:
 
 
 def main() -> None:
-    rows = []
-    for emoji, regime in bundled():
-        if emoji != EMOJI:
-            continue
-        nca, meta = pretrained(emoji, regime), pretrained_meta(emoji, regime)
-        target = jnp.asarray(load_emoji(emoji, meta["size"], meta["padding"], offline=True))
+    regimes = [regime for emoji, regime in bundled() if emoji == EMOJI]
+    chosen, rows = sys.argv[1:] or regimes, []
+    if TABLE.exists():
+        with TABLE.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["regime"] not in chosen]
+    for regime in chosen:
+        nca, meta = pretrained(EMOJI, regime), pretrained_meta(EMOJI, regime)
+        target = jnp.asarray(load_emoji(EMOJI, meta["size"], meta["padding"], offline=True))
         measure = partial(robustness, nca, target)
         key, horizon = jax.random.key(0), meta["num_steps"]
         for wound_step in (horizon, 2 * horizon, 8 * horizon):
@@ -84,6 +88,7 @@ def main() -> None:
         for row in rows:
             if row["regime"] == regime:
                 print(*row.values(), sep="\t")
+    rows.sort(key=lambda row: regimes.index(row["regime"]))
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, fieldnames=rows[0])
     writer.writeheader()
