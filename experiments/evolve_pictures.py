@@ -8,8 +8,8 @@ pixels do not get farther than a green cloud, whose border moves too slowly to r
 (0.68 of an empty grid's loss). From the smaller one the loss was 0.33 after 14 generations at 40
 pixels, some nine seconds each on two cores; no run has been finished yet.
 
-Writes rows into nca_helpers/data/evolution_pictures.csv whenever it has looked (those of the same
-problem and key are replaced), and the centre and eight grown bodies into out/evolve_pictures.
+Writes into out/evolve_pictures whenever it has looked: rows of a table (those of the same problem
+and key are replaced), the automaton and eight grown bodies.
 `seconds` are of the wall clock, `cpu_seconds` of all cores together; both count evolution alone,
 not compilation and not the looks.
 """
@@ -35,8 +35,8 @@ from nca_helpers import GaussNewton, population_residuals, rollout
 from nca_helpers.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "nca_helpers" / "data" / "evolution_pictures.csv"
 OUT = ROOT / "out" / "evolve_pictures"
+TABLE = OUT / "curves.csv"
 
 
 class Stage(NamedTuple):
