@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and downloads with a limit and a deadline."""
+"""Files: written whole or not at all, claimed by one process; downloads with a deadline."""
 
 import contextlib
 import os
@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 from nca_helpers.checks import require, shown
 
 TIMEOUT = 10.0  # seconds
+
+_claimed: list[int] = []  # The file that this process has claimed, open.
 
 
 def as_path(path: str | os.PathLike) -> Path:
@@ -62,6 +64,33 @@ def replace_file(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def claim(path: Path) -> None:
+    """Marks a file as this process's own, until it ends or claims another one."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        _claimed.append(os.open(path, os.O_RDONLY))
+        while len(_claimed) > 1:
+            os.close(_claimed.pop(0))
+        # The system ends the lock with the process, however that ends.
+        fcntl.flock(_claimed[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def is_claimed_by_another(path: Path) -> bool:
+    """Tells whether the file that is there is claimed by another process, which still runs."""
+    try:
+        import fcntl
+
+        with path.open("r+b") as file:
+            if not any(os.path.sameopenfile(file.fileno(), own) for own in _claimed):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # No file is there, or nobody can tell.
+        pass
+    return False
 
 
 def fetch(url: str, limit: int) -> bytes:

@@ -11,6 +11,7 @@ does not know, as bfloat16, stand there as unsigned integers of the same bits.
 import contextlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from nca_helpers.checkpoint import as_json, open_npz
 from nca_helpers.checks import check_integer, require, shown
-from nca_helpers.files import as_path, replace_file
+from nca_helpers.files import as_path, claim, is_claimed_by_another, replace_file
 
 __all__ = ["restore_run", "save_run"]
 
@@ -31,7 +32,8 @@ def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> 
     Of flax's objects save `nnx.state(nca)` and `nnx.state(optimizer)`; `nnx.update(nca, ...)` puts
     back what `restore_run` returns. A kill or an interrupt at any moment leaves the old run or the
     new one, whole; until the new one is, the disk holds both. What else is in the folder stays.
-    Of a cluster's processes each saves for itself, to a folder of its own.
+    Of a cluster's processes each saves for itself, to a folder of its own. If another process that
+    still runs has saved there since this one last did, its run is replaced, with a warning.
 
     Args:
         folder: Where to, for this run alone; `~` is the home folder, a missing one is made.
@@ -54,7 +56,15 @@ def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> 
     for number, array in enumerate(arrays.values()):
         is_foreign = array.dtype.isbuiltin == 2  # bfloat16, int4, ...: .npy keeps none of these.
         content[str(number)] = array.view(f"u{array.itemsize}") if is_foreign else array
+    is_anothers = is_claimed_by_another(folder / "run.npz")
     replace_file(folder / "run.npz", lambda file: np.savez(file, **content))
+    claim(folder / "run.npz")
+    if is_anothers:
+        warnings.warn(
+            f"another program that still runs, a second kernel perhaps, has saved in {folder}: its "
+            "run is replaced by this one; give one of the two another folder",
+            stacklevel=2,
+        )
     return folder
 
 

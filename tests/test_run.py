@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -308,6 +309,49 @@ def test_in_a_cluster_each_process_saves_for_itself(tmp_path):
         for process in processes:
             process.kill()
             process.communicate()
+
+
+ANOTHER = """
+import sys
+from nca_helpers.run import save_run
+for step in map(int, sys.stdin):
+    save_run(sys.argv[1], {}, step=step)
+    print(step, flush=True)
+"""
+
+
+def test_the_second_of_two_programs_with_one_folder_is_told(tmp_path):
+    def said(step):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            save_run(tmp_path, {}, step=step)
+        assert restore_run(tmp_path, {})[1] == step
+        return [str(warning.message) for warning in caught]
+
+    another = subprocess.Popen(
+        [sys.executable, "-c", ANOTHER, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    message = f"another program that still runs, a second kernel perhaps, has saved in {tmp_path}"
+    try:
+        assert said(step=1) == []
+        print(2, file=another.stdin, flush=True)
+        assert another.stdout.readline() == "2\n"
+        (told,) = said(step=3)
+        assert told.startswith(message) and "\n" not in told
+        assert said(step=4) == []  # Nobody else has saved since.
+        print(5, file=another.stdin, flush=True)
+        assert another.stdout.readline() == "5\n"
+    finally:
+        another.kill()
+        _, errors = another.communicate()
+    assert errors.count(message) == 1  # Python says a sentence once.
+    assert said(step=6) == []  # Whose kernel was restarted is nobody's rival.
+    assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
 
 
 # Damage
