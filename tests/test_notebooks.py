@@ -1,6 +1,7 @@
 """The committed notebooks: whole, run from top to bottom at a real preset, and at home."""
 
 import ast
+import itertools
 import re
 import statistics
 import subprocess
@@ -85,6 +86,18 @@ def test_no_cell_needs_the_install_cell(path):
         tree = ast.parse(re.sub(r"\A%%writefile .*", "", source))
         given -= imported(tree)
         assert not given & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def test_where_a_host_shows_no_widgets_the_text_says_what_to_edit(path):
+    """There a widget is a line of text, as `Dropdown(description='Model', ...)`."""
+    cells = nbformat.read(path, 4).cells
+    given = next(cell.source for cell in cells if cell.id == "config")
+    for text, cell in itertools.pairwise(cells):
+        for name, widget in re.findall(r"(\w+) = ipywidgets\.(\w+)\(", cell.source):
+            assert f"display({name})" in cell.source
+            advice = text.source.split(f"`{widget}(…)`")[1]
+            edited = re.search(r"`(\w+)(.*?)`", advice)
+            assert f"\n{edited[1]} = " in given or (edited[1] == name and ".value = " in edited[2])
 
 
 def test_preset_is_chosen_in_one_place(path):
