@@ -99,6 +99,7 @@ def test_an_interrupted_loop_keeps_what_it_learnt_and_goes_on(reader):
     saved = reader.run("print(nca_helpers.restore_run(run_folder, run(), **settings)[1])")
     assert int(saved) == steps
 
+    reader.run(cells["imports"])  # Once more, as happens: nothing is lost by that.
     second = reader.run(cells["loop"], interrupt_after=rf"step {int(steps) + 1}")
     assert f"step {int(steps) + 1}/2000" in second
     more_steps, other_weight = map(float, reader.run(learnt).split())
