@@ -72,8 +72,6 @@ def test_papermill_s_parameters_count(notebook, monkeypatch):
     cells = nbformat.read(NOTEBOOKS[notebook], 4).cells
     cells = [cell for cell in cells if cell.cell_type == "code"]
     tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
-    if notebook == "02" and not tagged:
-        pytest.skip("its configuration has no tag yet")
     assert [cells[i].id for i in tagged] == ["config"]
     names = configure(notebook, monkeypatch, "preset =", "preset =")
     uses = (cell.source for cell in cells[tagged[0] + 1 :] if "config" in cell.source)
