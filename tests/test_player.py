@@ -699,7 +699,7 @@ class OtherCall(NCA):
     [
         (dict, r"nca must be .* at least one as {name: NCA}, got \[\]"),
         (lambda: None, "nca must be an NCA, .* got None"),
-        (lambda: [adding_nca()], r"nca must be an NCA, .* got \[NCA\("),
+        (lambda: [adding_nca()], "nca must be an NCA, .* got a list of 1"),
         (lambda: seed_state(9, 9), r"nca must be an NCA, .* shape \(9, 9, 16\)"),
         (lambda: {1: adding_nca()}, r"nca must be .* {name: NCA}, got \[1\]"),
         (lambda: {"a": adding_nca(), "b": 3}, r"nca\['b'\] must be an NCA, got 3"),
