@@ -387,14 +387,13 @@ def evojax_class(problem: Problem, key: int) -> Callable:
 
 
 def evosax_solver(problem: Problem, key: int, name: str, **settings: Any) -> Callable:
-    """One of evosax's solvers, from the same centre; pairs or all share their coin flips."""
+    """One of evosax's solvers, from the same centre; all candidates share their coin flips."""
     import evosax.algorithms
 
     rate = settings.pop("learning_rate", None)
     centre = problem.first_centre(key)
     # With more noise than the least of our stdevs two of them lose every candidate.
-    noise = problem.stdev.min() if rate else problem.stdev.mean()
-    stdev = float(noise)
+    stdev = float(problem.stdev.min() if rate else problem.stdev.mean())
     if rate:
         settings["optimizer"] = optax.adam(rate)
     if name == "Open_ES":

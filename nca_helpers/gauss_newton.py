@@ -57,9 +57,7 @@ class GaussNewton:
     setting out of range raises ValueError.
     """
 
-    population_size: (
-        int  # The centre and one candidate for each noise: at most n + 1, which is best.
-    )
+    population_size: int  # The centre, and a candidate for each noise: at best one a weight.
     # The part of the averages that a generation replaces, in (0, 1]. Less of it averages over more
     # coin flips; more of it leaves behind sooner what was true of an earlier centre.
     forgetting: float | optax.Schedule = 0.1
