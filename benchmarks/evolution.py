@@ -542,7 +542,7 @@ def append(table: Path, rows: list[dict]) -> None:
     """Adds a run's rows, all or none."""
     lines = io.StringIO(newline="")
     rows = read(table) + rows
-    writer = csv.DictWriter(lines, fieldnames=rows[0], lineterminator="\n")
+    writer = csv.DictWriter(lines, fieldnames=rows[-1], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     replace_file(table, lines.getvalue().encode())

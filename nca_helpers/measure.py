@@ -3,6 +3,7 @@
 rows = robustness(nca, target, {"left half": wound}, jax.random.key(0), wound_step=96)
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -17,6 +18,8 @@ from nca_helpers.rollouts import rollout
 
 # A rollout whose log10 loss is at most this has kept, or found again, its shape.
 SURVIVAL_LOG10_LOSS = -2.5
+# A whole body that stands this many cells beside its place is whole all the same.
+NEARBY_CELLS = 2
 
 
 def robustness(
@@ -43,9 +46,10 @@ def robustness(
 
     Returns:
         For each wound a row: its `wound` and `wound_step`; `log10_loss` of the mean loss after the
-        recovery; `survived`, the share of rollouts whose own log10 loss is at most -2.5; and
-        the share of all that `died` (nothing lives), `overgrew` (more than twice the target
-        lives) or turned `nan`.
+        recovery; `survived`, the share of rollouts whose own log10 loss is at most -2.5;
+        `survived_nearby`, the share for which it is so with the target moved by up to two cells
+        along each axis; and the share of all that `died` (nothing lives), `overgrew` (more than
+        twice the target lives) or turned `nan`.
 
     Raises:
         ValueError: `target` has another shape or is not finite, or a count is not an integer of
@@ -65,13 +69,18 @@ def robustness(
     )
     grown = rollout(nca, seeds, grow_key, wound_step)
     target_size = int(living_mask(jnp.asarray(target), nca.alive_threshold).sum())
+    room = np.pad(target, [(NEARBY_CELLS, NEARBY_CELLS)] * 2 + [(0, 0)])
+    starts = itertools.product(range(2 * NEARBY_CELLS + 1), repeat=2)
+    moved = [room[row : row + height, column : column + width] for row, column in starts]
     rows = []
     for name, wound in wounds.items():
         states = rollout(nca, wound(grown, wound_key), recover_key, recovery_steps)
-        with np.errstate(over="ignore"):
-            losses = np.mean(np.square(np.asarray(states[..., :4]) - target), axis=(1, 2, 3))
+        pictures = np.asarray(states[..., :4])
+        with np.errstate(over="ignore", invalid="ignore"):
+            near = [np.mean(np.square(pictures - place), axis=(1, 2, 3)) for place in moved]
+        losses = near[len(near) // 2]
         is_number = np.isfinite(np.asarray(states)).all(axis=(1, 2, 3)) & np.isfinite(losses)
-        losses = np.where(is_number, losses, np.nan)
+        losses, nearest = np.where(is_number, [losses, np.min(near, axis=0)], np.nan)
         living = np.asarray(living_mask(states, nca.alive_threshold)).sum((1, 2))
         with np.errstate(divide="ignore"):
             rows.append(
@@ -80,6 +89,7 @@ def robustness(
                     "wound_step": wound_step,
                     "log10_loss": float(np.log10(losses.mean())),
                     "survived": float(np.mean(np.log10(losses) <= SURVIVAL_LOG10_LOSS)),
+                    "survived_nearby": float(np.mean(np.log10(nearest) <= SURVIVAL_LOG10_LOSS)),
                     "died": float(np.mean((living == 0) & is_number)),
                     "overgrew": float(np.mean((living > 2 * target_size) & is_number)),
                     "nan": float(np.mean(~is_number)),

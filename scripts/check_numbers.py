@@ -106,10 +106,16 @@ def compare(
 
 
 def texts(notebook: NotebookNode) -> dict[str, str]:
-    """The text of each markdown cell, and of each exercise with its solution."""
+    """The text of each markdown cell, and of each exercise with its solution and its check."""
     cells = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "markdown"}
     exercises = EXERCISE.finditer(cells.get("exercises", ""))
-    return cells | {f"exercise {found[1]}": found[0] for found in exercises}
+    found = {f"exercise {found[1]}": found[0] for found in exercises}
+    for cell in notebook.cells:
+        if "check" in cell.metadata.get("tags", []):
+            name = cell.id.removesuffix("-check")
+            parts = cells[f"{name}-text"], cells[f"{name}-solution"]
+            found[name.replace("-", " ")] = "\n".join([*parts, f"```python\n{cell.source}\n```"])
+    return cells | found
 
 
 def outputs(notebook: NotebookNode) -> dict[str, str]:

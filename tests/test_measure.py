@@ -49,6 +49,32 @@ def test_robustness_names_what_becomes_of_each_wound():
     assert all(row["wound_step"] == 3 for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("move", "fates"),
+    [((0, 0), (1, 1)), ((2, -1), (0, 1)), ((-2, 2), (0, 1)), ((3, 0), (0, 0)), ((0, -3), (0, 0))],
+)
+def test_a_body_beside_its_place_is_whole(move, fates):
+    """`survived` asks for the place, `survived_nearby` for a place at most two cells away."""
+    target = np.zeros((16, 12, 4), np.float32)
+    target[6:9, 4:7] = 1
+    wounds = {"moved": lambda states, key: states.at[..., :4].set(jnp.roll(target, move, (0, 1)))}
+    (row,) = robustness(
+        idle_nca(), target, wounds, KEY, wound_step=1, recovery_steps=0, num_rollouts=2
+    )
+    assert (row["survived"], row["survived_nearby"]) == fates
+
+
+def test_a_body_at_the_edge_is_compared_with_what_of_the_target_is_on_the_grid():
+    """A target that leaves the grid on one side does not come in on the other."""
+    target = np.zeros((16, 12, 4), np.float32)
+    target[:, 0] = target[:, 5] = 1
+    wounds = {"moved": lambda states, key: states.at[..., :4].set(jnp.roll(target, -1, 1))}
+    (row,) = robustness(
+        idle_nca(), target, wounds, KEY, wound_step=1, recovery_steps=0, num_rollouts=1
+    )
+    assert row["survived_nearby"] == 0
+
+
 def test_robustness_loss_is_the_log_of_the_mean_over_rollouts():
     target = np.zeros((8, 8, 4), np.float32)
     (row,) = robustness(
@@ -78,6 +104,7 @@ def test_a_rollout_that_is_not_a_number_in_any_channel_is_told(channel):
         idle_nca(), target, wounds, KEY, wound_step=1, recovery_steps=0, num_rollouts=4
     )
     assert (row["survived"], row["died"], row["overgrew"], row["nan"]) == (0.25, 0, 0, 0.75)
+    assert row["survived_nearby"] == 0.25
 
 
 class OwnRule(NCA):
