@@ -106,16 +106,11 @@ def compare(
 
 
 def texts(notebook: NotebookNode) -> dict[str, str]:
-    """The text of each markdown cell, and of each exercise with its solution and its check."""
+    """The text of each markdown cell, and of each exercise with its solution."""
     cells = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "markdown"}
-    exercises = EXERCISE.finditer(cells.get("exercises", ""))
-    found = {f"exercise {found[1]}": found[0] for found in exercises}
-    for cell in notebook.cells:
-        if "check" in cell.metadata.get("tags", []):
-            name = cell.id.removesuffix("-check")
-            parts = cells[f"{name}-text"], cells[f"{name}-solution"]
-            found[name.replace("-", " ")] = "\n".join([*parts, f"```python\n{cell.source}\n```"])
-    return cells | found
+    parts = [text for name, text in cells.items() if name.startswith(("exercise", "solution"))]
+    exercises = EXERCISE.finditer("\n\n".join(parts))
+    return cells | {f"exercise {found[1]}": found[0] for found in exercises}
 
 
 def outputs(notebook: NotebookNode) -> dict[str, str]:
