@@ -1,310 +1,47 @@
-"use strict";
-
-// The browser's half of nca_helpers/player.py: one step of a neural cellular automaton in plain
-// JavaScript, and the page's controls. The page carries its models as JSON in #player-data.
+// The player: an automaton to watch and to draw on, and the page's controls. The page carries its
+// models as JSON in #data.
 //
 // For tests and the curious, window.player offers
-//   step(count = 1, {fireAll: false})   advance, with the page's fire rate or with every cell firing
+//   step(count = 1, {fireAll: false})   advance, with the page's fire rate or with all firing
 //   state(), setState(values)           a Float32Array of (size, size, channels), copied
+//   rules(), setRules(values)           which model each cell follows: (size, size), 0 is the first
 //   reset(), play(), pause()            as the buttons do
 //   stats()                             {steps, living, playing, model, channels, size}
 
-(() => {
-  const ALPHA = 3;
-
-  function decodeFloats(base64) {
-    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-    return new Float32Array(bytes.buffer);
-  }
-
-  /** Unpacks a model's weights, in the order in which player.py packs them. */
-  function decodeModel(model) {
-    const { channels, hidden } = model;
-    // The state is float32; its weights are widened once, so that the inner loop converts nothing.
-    const weights = Float64Array.from(decodeFloats(model.weights));
-    let start = 0;
-    const take = (length) => weights.subarray(start, (start += length));
-    return {
-      ...model,
-      aliveThreshold: Math.fround(model.aliveThreshold),
-      hiddenKernel: take(hidden * 3 * channels), // one hidden unit's inputs lie side by side
-      hiddenBias: take(hidden),
-      updateKernel: take(hidden * channels),
-      updateBias: take(channels),
-    };
-  }
-
-  /** A square grid of cells, with a border of zeros around it that spares the bounds checks. */
-  class Automaton {
-    constructor(size, model) {
-      this.size = size;
-      this.stride = size + 2;
-      this.area = this.stride * this.stride;
-      this.grid = Int32Array.from({ length: size * size }, (_, index) =>
-        this.cellAt(Math.floor(index / size), index % size),
-      );
-      this.alive = new Uint8Array(this.area);
-      this.before = new Uint8Array(this.area);
-      this.near = new Uint8Array(this.area);
-      this.cells = new Int32Array(size * size);
-      this.fireRate = model.fireRate;
-      this.angle = 0; // radians
-      this.allocate(model);
-      this.reset();
-    }
-
-    allocate(model) {
-      this.model = model;
-      this.state = new Float32Array(this.area * model.channels);
-      this.next = new Float32Array(this.area * model.channels);
-      this.perception = new Float32Array(3 * model.channels);
-      this.delta = new Float64Array(model.channels);
-    }
-
-    /** Lets another model live in this body; channels that it does not have are lost. */
-    use(model) {
-      const { state, model: { channels } } = this;
-      const shared = Math.min(channels, model.channels);
-      this.allocate(model);
-      for (const cell of this.grid) {
-        const start = cell * channels;
-        this.state.set(state.subarray(start, start + shared), cell * model.channels);
-      }
-    }
-
-    reset() {
-      this.state.fill(0);
-      this.steps = 0;
-      this.plant(this.size >> 1, this.size >> 1);
-    }
-
-    cellAt(row, column) {
-      return (row + 1) * this.stride + column + 1;
-    }
-
-    /** Calls visit(cell) for every cell whose centre lies in the disc and in the grid. */
-    disc(row, column, diameter, visit) {
-      const radius = Math.max(diameter, Math.SQRT2) / 2; // from anywhere, this reaches a cell
-      for (let y = Math.ceil(row - radius); y <= row + radius; y++) {
-        for (let x = Math.ceil(column - radius); x <= column + radius; x++) {
-          const inside = Math.min(x, y) >= 0 && Math.max(x, y) < this.size;
-          if (inside && Math.hypot(x - column, y - row) <= radius) visit(this.cellAt(y, x));
-        }
-      }
-    }
-
-    erase(row, column, diameter) {
-      const { channels } = this.model;
-      this.disc(row, column, diameter, (cell) =>
-        this.state.fill(0, cell * channels, (cell + 1) * channels),
-      );
-    }
-
-    plant(row, column) {
-      const { channels } = this.model;
-      this.disc(row, column, 1, (cell) => {
-        this.state.fill(0, cell * channels, cell * channels + ALPHA);
-        this.state.fill(1, cell * channels + ALPHA, (cell + 1) * channels);
-      });
-    }
-
-    /** Marks the cells whose own alpha is above the threshold, or NaN, and counts them. */
-    markAlive(state) {
-      const { grid, alive } = this;
-      const { channels, aliveThreshold } = this.model;
-      let count = 0;
-      for (const cell of grid) {
-        alive[cell] = state[cell * channels + ALPHA] <= aliveThreshold ? 0 : 1;
-        count += alive[cell];
-      }
-      return count;
-    }
-
-    /** Marks every cell whose 3×3 neighbourhood holds a marked cell of the grid. */
-    dilate(from, to) {
-      const { grid, stride } = this;
-      to.fill(0);
-      for (const cell of grid) {
-        if (!from[cell]) continue;
-        for (let center = cell - stride; center <= cell + stride; center += stride) {
-          to[center - 1] = to[center] = to[center + 1] = 1;
-        }
-      }
-    }
-
-    /** Lists the cells that can matter: those in the living mask, and those that touch it, whose
-     * new alpha may yet keep a neighbour in the mask. All others are dead and stay zero. */
-    listCells() {
-      const { grid, cells, near } = this;
-      this.markAlive(this.state);
-      this.dilate(this.alive, this.before);
-      this.dilate(this.before, near);
-      let count = 0;
-      for (const cell of grid) if (near[cell]) cells[count++] = cell;
-      return count;
-    }
-
-    /** One step of the automaton, as NCA.__call__ in model.py takes it. */
-    step({ fireAll = false } = {}) {
-      const { state, next, cells, before, near, delta, fireRate } = this;
-      const { channels } = this.model;
-      const count = this.listCells();
-
-      next.fill(0);
-      for (let index = 0; index < count; index++) {
-        const start = cells[index] * channels;
-        for (let k = 0; k < channels; k++) next[start + k] = state[start + k];
-        if (!fireAll && Math.random() >= fireRate) continue;
-        this.perceive(start);
-        this.respond();
-        for (let k = 0; k < channels; k++) next[start + k] += delta[k];
-      }
-
-      this.markAlive(next);
-      this.dilate(this.alive, near);
-      for (let index = 0; index < count; index++) {
-        const cell = cells[index];
-        if (before[cell] && near[cell]) continue;
-        for (let k = 0; k < channels; k++) next[cell * channels + k] = 0;
-      }
-      this.state = next;
-      this.next = state;
-      this.steps++;
-    }
-
-    /** Fills this.perception: the cell's state and its Sobel gradients in the turned frame. */
-    perceive(start) {
-      const { state, perception } = this;
-      const { channels } = this.model;
-      const row = this.stride * channels;
-      const cosine = Math.cos(this.angle);
-      const sine = Math.sin(this.angle);
-      for (let k = 0, here = start; k < channels; k++, here++) {
-        const up = here - row;
-        const down = here + row;
-        const falling = state[down + channels] - state[up - channels]; // one diagonal
-        const rising = state[up + channels] - state[down - channels]; // the other
-        const x = (falling + rising + 2 * (state[here + channels] - state[here - channels])) / 8;
-        const y = (falling - rising + 2 * (state[down] - state[up])) / 8;
-        perception[k] = state[here];
-        perception[channels + k] = cosine * x - sine * y;
-        perception[2 * channels + k] = sine * x + cosine * y;
-      }
-    }
-
-    /** Fills this.delta: the network's answer to this.perception. */
-    respond() {
-      const { perception, delta } = this;
-      const { channels, hidden, hiddenKernel, hiddenBias, updateKernel, updateBias } = this.model;
-      for (let k = 0; k < channels; k++) delta[k] = updateBias[k];
-      for (let unit = 0; unit < hidden; unit++) {
-        const first = unit * 3 * channels;
-        const second = first + channels;
-        const third = second + channels;
-        // Three sums instead of one: the processor need not wait for each addition.
-        let own = hiddenBias[unit];
-        let x = 0;
-        let y = 0;
-        for (let k = 0; k < channels; k++) {
-          own += hiddenKernel[first + k] * perception[k];
-          x += hiddenKernel[second + k] * perception[channels + k];
-          y += hiddenKernel[third + k] * perception[2 * channels + k];
-        }
-        const activation = own + x + y;
-        if (activation <= 0) continue; // relu; a NaN goes on, as it does in JAX
-        const output = unit * channels;
-        for (let k = 0; k < channels; k++) delta[k] += activation * updateKernel[output + k];
-      }
-    }
-
-    /** The grid without its border, as one array of (size, size, channels). */
-    read() {
-      const { channels } = this.model;
-      const values = new Float32Array(this.grid.length * channels);
-      this.grid.forEach((cell, index) => {
-        values.set(this.state.subarray(cell * channels, (cell + 1) * channels), index * channels);
-      });
-      return values;
-    }
-
-    write(values) {
-      const { channels } = this.model;
-      const length = this.grid.length * channels;
-      if (values.length !== length) {
-        throw new RangeError(`a state has ${length} values, not ${values.length}`);
-      }
-      this.grid.forEach((cell, index) => {
-        this.state.set(values.slice(index * channels, (index + 1) * channels), cell * channels);
-      });
-    }
-
-    /** Whether all values are finite: one that is not makes their sum so. */
-    isFinite() {
-      let sum = 0;
-      for (const value of this.state) sum += value;
-      return Number.isFinite(sum);
-    }
-  }
-
-  // ------------------------------------------------------------------------------------ the page
-
+{
   const SPEEDS = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16];
   const FRAME_BUDGET = 40; // milliseconds of stepping, after which a frame is shown whatever is due
-  const POSITIVE = [217, 95, 2];
-  const NEGATIVE = [43, 108, 176];
+  const LARGEST_ZOOM = 8;
+  const LINKED = ["view", "fire-rate", "angle", "speed"]; // beside the model, what a link restores
+  const VIDEO_SECONDS = 6;
+  const VIDEO_TYPES = ["video/mp4;codecs=avc1.42001f", "video/webm", "video/mp4"];
 
-  const byId = (id) => document.getElementById(id);
-  const page = JSON.parse(byId("player-data").textContent);
-  const models = page.models.map(decodeModel);
-  const automaton = new Automaton(page.size, models[0]);
+  const page = JSON.parse(byId("data").textContent);
+  const models = page.models.map((model) => makeRule(model, decodeFloats(model.weights)));
+  const automaton = new Automaton(page.size, models);
   const canvas = byId("canvas");
   const context = canvas.getContext("2d", { willReadFrequently: true }); // as it is written
   const picture = new ImageData(page.size, page.size);
   const cursor = { row: page.size >> 1, column: page.size >> 1 }; // the middle of the brush
+  const lens = { scale: 1, x: 0.5, y: 0.5 }; // the middle of what is seen, as a share of the grid
   const rate = { value: 0, steps: 0, since: performance.now() };
+  const fingers = new Map(); // of those on the canvas, where each one is
   let playing = true;
   let due = 0; // steps owed to the clock: a frame may be worth less than one
   let changed = true;
   let stroke = null; // where the pointer was, while it is down
-  let stage; // the canvas's own colour, behind all that is transparent
-  let ink;
+  let beforeStroke = null; // the state then: the first finger of two was no brush
+  let said = "";
+  let recording = null;
 
   // --- drawing
 
-  function readTheme() {
-    const style = getComputedStyle(document.documentElement);
-    const color = (name) =>
-      [1, 3, 5].map((at) => parseInt(style.getPropertyValue(name).trim().slice(at, at + 2), 16));
-    stage = color("--stage");
-    ink = color("--ink");
-    changed = true;
-  }
-
-  function paintColor(pixels, at, start) {
-    const alpha = Math.min(1, Math.max(0, automaton.state[start + ALPHA]));
-    for (let k = 0; k < 3; k++) {
-      pixels[at + k] = 255 * automaton.state[start + k] + (1 - alpha) * stage[k];
-    }
-  }
-
-  function paintValue(pixels, at, value, positive, negative) {
-    const strength = Math.min(1, Math.abs(value));
-    const color = value < 0 ? negative : positive;
-    for (let k = 0; k < 3; k++) pixels[at + k] = stage[k] + strength * (color[k] - stage[k]);
-  }
-
+  /** Draws the picture. Screen, file and video all take it from the canvas. */
   function draw() {
-    const { grid, state, model } = automaton;
     const view = byId("view").value;
-    const channel = Number(view);
-    for (let index = 0, at = 0; index < grid.length; index++, at += 4) {
-      const start = grid[index] * model.channels;
-      if (view === "color") paintColor(picture.data, at, start);
-      else if (channel === ALPHA) paintValue(picture.data, at, state[start + ALPHA], ink, stage);
-      else paintValue(picture.data, at, state[start + channel], POSITIVE, NEGATIVE);
-      picture.data[at + 3] = 255;
-    }
+    paint(automaton, picture, view === "color" && brush() === "graft" ? "rules" : view);
     context.putImageData(picture, 0, 0);
+    if (recording) enlarge(canvas, recording.canvas);
   }
 
   function report() {
@@ -314,8 +51,81 @@
     byId("rate").textContent = playing ? Math.round(rate.value) : 0;
     const dead = living === 0 ? "Nothing is alive: reset, or plant a seed." : "";
     const overflow = "The numbers have overflowed to NaN or infinity: reset.";
-    const notice = automaton.isFinite() ? dead : overflow;
+    const notice = said || (automaton.isFinite() ? dead : overflow);
     if (byId("notice").textContent !== notice) byId("notice").textContent = notice;
+    reportRules();
+    reportPicked();
+  }
+
+  /** Which rules live on the grid, and in how many cells. */
+  function reportRules() {
+    const counts = models.map(() => 0);
+    if (automaton.isMixed) {
+      for (const cell of automaton.grid) counts[automaton.ruleOf[cell]] += automaton.alive[cell];
+    }
+    const shown = counts.flatMap((count, index) => (count ? [[count, index]] : []));
+    byId("legend").replaceChildren(
+      ...shown.map(([count, index]) => {
+        const line = document.createElement("span");
+        const dot = document.createElement("i");
+        if (index !== automaton.own) dot.style.background = `rgb(${ruleColor(index)})`;
+        line.append(dot, `${models[index].name} ${count}`);
+        return line;
+      }),
+    );
+  }
+
+  /** What the cell under the brush holds: its name, and name and value of each channel. */
+  function pick() {
+    const { row, column } = cursorCell();
+    const { state, channels, ruleOf } = automaton;
+    const cell = automaton.cellAt(row, column);
+    const follows = models.length > 1 ? `, follows ${models[ruleOf[cell]].name}` : "";
+    const values = Array.from(state.subarray(cell * channels, (cell + 1) * channels));
+    const name = (channel) => ["red", "green", "blue", "alpha"][channel] ?? channel;
+    return {
+      title: `Row ${row}, column ${column}${follows}`,
+      values: values.map((value, channel) => [name(channel), value]),
+    };
+  }
+
+  const withSign = (value) => value.toFixed(2).replace("-", "−");
+
+  function reportPicked() {
+    byId("picked").hidden = brush() !== "pick";
+    if (byId("picked").hidden) return;
+    const { title, values } = pick();
+    const depth = 0.5 + ((cursor.row + 0.5) / page.size - lens.y) * lens.scale;
+    byId("picked").classList.toggle("top", depth > 0.6); // not over the cell itself
+    byId("picked-title").textContent = title;
+    byId("picked-values").replaceChildren(
+      ...values.map(([name, value]) => {
+        const item = document.createElement("li");
+        const label = document.createElement("b");
+        label.textContent = name;
+        item.append(label, withSign(value));
+        const color = `rgb(${value < 0 ? NEGATIVE : POSITIVE})`;
+        const share = Math.min(100, Math.round(100 * Math.abs(value)));
+        item.style.borderImage = `linear-gradient(90deg, ${color} ${share}%, var(--line) 0) 1`;
+        return item;
+      }),
+    );
+  }
+
+  /** For who hears the page. */
+  function sayPicked() {
+    const { title, values } = pick();
+    say(`${title}: ${values.map(([name, value]) => `${name} ${withSign(value)}`).join(", ")}`);
+  }
+
+  /** Tells the reader something for a while. */
+  function say(text) {
+    said = text;
+    changed = true;
+    setTimeout(() => {
+      if (said === text) said = "";
+      changed = true;
+    }, 6000);
   }
 
   // --- time
@@ -372,10 +182,16 @@
 
   const brush = () => document.querySelector("input[name=brush]:checked").value;
   const brushSize = () => Number(byId("brush-size").value);
+  const donor = () => Number(byId("donor").value);
+  const clampCell = (value) => Math.min(page.size - 1, Math.max(0, Math.round(value)));
+  const cursorCell = () => ({ row: clampCell(cursor.row), column: clampCell(cursor.column) });
 
   function touchCell(row, column) {
-    if (brush() === "erase") automaton.erase(row, column, brushSize());
-    else automaton.plant(Math.round(row), Math.round(column));
+    const kind = brush();
+    if (kind === "erase") automaton.erase(row, column, brushSize());
+    if (kind === "plant") automaton.plant(Math.round(row), Math.round(column), donor());
+    if (kind === "graft") automaton.graft(row, column, brushSize(), donor());
+    byId("hint").hidden = true;
     changed = true;
   }
 
@@ -403,26 +219,89 @@
   function moveCursor({ row, column }) {
     Object.assign(cursor, { row, column });
     const percent = (cells) => `${(100 * cells) / page.size}%`;
-    const width = percent(brush() === "erase" ? brushSize() : 1);
+    const width = percent(["erase", "graft"].includes(brush()) ? brushSize() : 1);
     const [left, top] = [percent(column + 0.5), percent(row + 0.5)];
     Object.assign(byId("cursor").style, { left, top, width });
+    byId("cursor").classList.toggle("shown", brush() === "pick");
+    if (brush() === "pick") changed = true;
   }
 
   canvas.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0 || !event.isPrimary) return;
+    fingers.set(event.pointerId, onStage(event));
     canvas.setPointerCapture(event.pointerId);
+    if (fingers.size === 2 && stroke && event.pointerType === "touch") {
+      automaton.write(beforeStroke);
+      stroke = null;
+    }
+    if (event.button !== 0 || !event.isPrimary) return;
+    if (event.pointerType === "touch") beforeStroke = automaton.read();
     stroke = position(event);
     moveCursor(stroke);
     touchCell(stroke.row, stroke.column);
   });
   canvas.addEventListener("pointermove", (event) => {
+    if (fingers.size === 2 && fingers.has(event.pointerId)) return pinch(event);
     if (!event.isPrimary) return;
     moveCursor(position(event));
     if (stroke) drag(position(event));
   });
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-    canvas.addEventListener(end, (event) => event.isPrimary && (stroke = null));
+    canvas.addEventListener(end, (event) => {
+      fingers.delete(event.pointerId);
+      if (event.isPrimary) stroke = null;
+    });
   }
+
+  // --- zoom
+
+  /** Where an event is on the stage: shares of its width and height. */
+  function onStage({ clientX, clientY }) {
+    const box = byId("stage").getBoundingClientRect();
+    return { x: (clientX - box.left) / box.width, y: (clientY - box.top) / box.height };
+  }
+
+  /** Zooms by a factor; what was seen at `from` on the stage is seen at `to` afterwards. */
+  function zoom(factor, from, to = from) {
+    const scale = Math.min(LARGEST_ZOOM, Math.max(1, lens.scale * factor));
+    for (const axis of ["x", "y"]) {
+      const middle = lens[axis] + (from[axis] - 0.5) / lens.scale - (to[axis] - 0.5) / scale;
+      lens[axis] = Math.min(1 - 0.5 / scale, Math.max(0.5 / scale, middle));
+    }
+    lens.scale = scale;
+    const shift = (axis) => `${100 * scale * (0.5 - lens[axis])}%`;
+    byId("lens").style.transform = `translate(${shift("x")}, ${shift("y")}) scale(${scale})`;
+    byId("lens").style.setProperty("--zoom", scale);
+    byId("zoom-out").hidden = scale === 1;
+    changed = true;
+  }
+
+  function zoomAtCursor(factor) {
+    const seen = (axis, cells) => 0.5 + ((cells + 0.5) / page.size - lens[axis]) * lens.scale;
+    const [x, y] = [seen("x", cursor.column), seen("y", cursor.row)];
+    zoom(factor, Math.max(x, y) > 1 || Math.min(x, y) < 0 ? { x: 0.5, y: 0.5 } : { x, y });
+  }
+
+  function pinch(event) {
+    const [still] = [...fingers].filter(([id]) => id !== event.pointerId).map(([, at]) => at);
+    const [before, after] = [fingers.get(event.pointerId), onStage(event)];
+    const apart = (at) => Math.hypot(at.x - still.x, at.y - still.y);
+    const between = (at) => ({ x: (at.x + still.x) / 2, y: (at.y + still.y) / 2 });
+    zoom(apart(after) / Math.max(apart(before), 0.01), between(before), between(after));
+    fingers.set(event.pointerId, after);
+  }
+
+  canvas.addEventListener(
+    "wheel",
+    (event) => {
+      if (!event.ctrlKey && lens.scale === 1) return; // the page's own scrolling
+      event.preventDefault();
+      const at = onStage(event);
+      if (event.ctrlKey) return zoom(Math.exp(-event.deltaY / 100), at);
+      const { clientX, clientY, deltaX, deltaY } = event;
+      zoom(1, onStage({ clientX: clientX + deltaX, clientY: clientY + deltaY }), at);
+    },
+    { passive: false },
+  );
 
   // --- controls
 
@@ -432,15 +311,32 @@
     for (let channel = ALPHA + 1; channel < channels; channel++) {
       views.push(new Option(`Hidden channel ${channel}`, channel));
     }
+    if (models.length > 1) views.push(new Option("Colour, tinted by rule", "rules"));
     byId("view").replaceChildren(...views);
     byId("view").value = chosen;
     if (byId("view").selectedIndex < 0) byId("view").value = "color";
   }
 
+  /** Offers the rules that this body can take; those of other channels are named and refused. */
+  function fillDonors() {
+    const { own, channels } = automaton;
+    const options = models.map((model, index) => {
+      const refused = model.channels !== channels;
+      const why = refused ? `: ${model.channels} channels, not ${channels}` : "";
+      const option = new Option(model.name + why, index);
+      option.disabled = refused;
+      return option;
+    });
+    byId("donor").replaceChildren(...options);
+    const other = options.find((option, index) => !option.disabled && index !== own);
+    byId("donor").value = other ? other.value : own;
+  }
+
   function chooseModel() {
-    automaton.use(models[byId("model").value]);
-    fillViews(automaton.model.channels);
-    byId("fire-rate").value = automaton.model.fireRate;
+    automaton.use(Number(byId("model").value));
+    fillViews(automaton.channels);
+    fillDonors();
+    byId("fire-rate").value = automaton.rule.fireRate;
     obeyControls();
   }
 
@@ -472,14 +368,129 @@
   function slide(id, steps) {
     byId(id)[steps < 0 ? "stepDown" : "stepUp"]();
     byId(id).dispatchEvent(new Event("input", { bubbles: true }));
+    byId(id).dispatchEvent(new Event("change", { bubbles: true }));
+  }
+
+  /** Says why nothing can be grafted, where nothing can. */
+  function explainGraft() {
+    const others = models.filter((_, index) => index !== automaton.own);
+    if (others.some(({ channels }) => channels === automaton.channels)) return;
+    try {
+      automaton.check(models.indexOf(others[0]));
+    } catch (error) {
+      say(error.message);
+    }
   }
 
   const togglePlaying = () => setPlaying(!playing);
+  const click = (id) => () => byId(id).click();
   byId("play").addEventListener("click", togglePlaying);
   byId("step").addEventListener("click", stepOnce);
   byId("reset").addEventListener("click", reset);
   byId("model").addEventListener("change", chooseModel);
+  byId("graft").addEventListener("change", explainGraft);
+  byId("donor").addEventListener("change", () => brush() !== "plant" && byId("graft").click());
+  byId("zoom-in").addEventListener("click", () => zoomAtCursor(1.5));
+  byId("zoom-out").addEventListener("click", () => zoomAtCursor(1 / 1.5));
   for (const kind of ["input", "change"]) byId("controls").addEventListener(kind, obeyControls);
+
+  // --- the link: the controls that are not as they were, after the # of the page's address
+
+  const usual = () => {
+    return { view: "color", "fire-rate": `${automaton.rule.fireRate}`, angle: "0", speed: "3" };
+  };
+
+  function writeLink() {
+    const link = new URLSearchParams();
+    if (automaton.own !== 0) link.set("model", automaton.rule.name);
+    for (const id of LINKED) {
+      if (byId(id).value !== usual()[id]) link.set(id, byId(id).value);
+    }
+    const address = new URL(location.href);
+    address.hash = link;
+    if (address.href !== location.href) history.replaceState(null, "", address);
+  }
+
+  function readLink() {
+    const link = new URLSearchParams(location.hash.slice(1));
+    const name = link.get("model") ?? models[0].name;
+    const index = models.findIndex((model) => model.name === name);
+    if (index < 0) say(`This page has no model “${name.slice(0, 60)}”.`);
+    if (index >= 0 && index !== automaton.own) {
+      byId("model").value = index;
+      chooseModel();
+    }
+    for (const id of LINKED) {
+      const control = byId(id);
+      const before = control.value;
+      const wanted = link.get(id) ?? usual()[id];
+      control.value = wanted;
+      const isNumber = wanted.trim() !== "" && Number.isFinite(Number(wanted));
+      if (control.type === "range" ? isNumber : control.value === wanted) continue;
+      control.value = before;
+      say(`The link's ${id} is “${wanted.slice(0, 60)}”, which this page does not know.`);
+    }
+    obeyControls();
+  }
+
+  async function copyLink() {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      say("The link is copied. It restores model, view, fire rate, angle and speed.");
+    } catch {
+      say("Copy the address of this page: it restores what you see.");
+    }
+  }
+
+  // Within a notebook the page has no address of its own.
+  byId("link").hidden = location.protocol === "about:";
+  if (!byId("link").hidden) {
+    byId("controls").addEventListener("change", writeLink);
+    addEventListener("hashchange", readLink);
+  }
+  byId("link").addEventListener("click", copyLink);
+
+  // --- pictures and videos
+
+  function savePicture() {
+    draw();
+    enlarge(canvas).toBlob((blob) => saveFile(`nca-${automaton.steps}.png`, blob));
+    say("A picture is saved.");
+  }
+
+  function toggleFilm() {
+    if (recording) return recording.recorder.stop();
+    try {
+      recording = record();
+      setTimeout(() => recording?.recorder.stop(), 1000 * VIDEO_SECONDS);
+      byId("film").textContent = "Stop";
+      say(`Recording ${VIDEO_SECONDS} seconds …`);
+    } catch {
+      savePicture();
+      say("This browser records no video: a picture is saved.");
+    }
+  }
+
+  function record() {
+    const film = enlarge(canvas);
+    const mimeType = VIDEO_TYPES.find((type) => MediaRecorder.isTypeSupported(type));
+    const stream = film.captureStream(30);
+    const recorder = new MediaRecorder(stream, { mimeType, videoBitsPerSecond: 5e6 });
+    const parts = [];
+    recorder.ondataavailable = ({ data }) => parts.push(data);
+    recorder.onstop = () => {
+      const type = recorder.mimeType.split(";")[0];
+      recording = null;
+      byId("film").textContent = "Video";
+      saveFile(`nca-${automaton.steps}.${type.split("/")[1]}`, new Blob(parts, { type }));
+      say("A video is saved.");
+    };
+    recorder.start();
+    return { recorder, canvas: film };
+  }
+
+  byId("save").addEventListener("click", savePicture);
+  byId("film").addEventListener("click", toggleFilm);
 
   // --- the keyboard
 
@@ -489,8 +500,12 @@
     r: reset,
     m: () => cycle(byId("model")),
     v: () => cycle(byId("view")),
-    e: () => byId("erase").click(),
-    p: () => byId("plant").click(),
+    e: click("erase"),
+    p: click("plant"),
+    g: () => models.length > 1 && byId("graft").click(),
+    i: click("pick"),
+    z: click("zoom-in"),
+    x: click("zoom-out"),
     "[": () => slide("brush-size", -1),
     "]": () => slide("brush-size", 1),
     "-": () => slide("speed", -1),
@@ -512,20 +527,24 @@
     const arrow = ARROWS[event.key];
     if (!arrow && event.key !== "Enter") return;
     event.preventDefault();
-    if (!arrow) return touchCell(cursor.row, cursor.column);
-    const clamp = (value) => Math.min(page.size - 1, Math.max(0, Math.round(value)));
-    moveCursor({ row: clamp(cursor.row + arrow[0]), column: clamp(cursor.column + arrow[1]) });
+    if (!arrow) {
+      touchCell(cursor.row, cursor.column);
+      if (brush() === "pick") sayPicked();
+      return;
+    }
+    const [row, column] = [cursor.row + arrow[0], cursor.column + arrow[1]];
+    moveCursor({ row: clampCell(row), column: clampCell(column) });
   });
 
   // --- start
 
   canvas.width = canvas.height = page.size;
   byId("model").replaceChildren(...models.map(({ name }, index) => new Option(name, index)));
-  byId("model-row").hidden = models.length < 2;
+  for (const part of document.querySelectorAll(".several")) part.hidden = models.length < 2;
   if (models.length === 1 && models[0].name) document.title = models[0].name;
   chooseModel();
-  readTheme();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readTheme);
+  readLink();
+  followTheme(() => (changed = true));
   setPlaying(true);
 
   window.player = Object.freeze({
@@ -538,14 +557,21 @@
       automaton.write(values);
       changed = true;
     },
+    rules: () => Uint8Array.from(automaton.grid, (cell) => automaton.ruleOf[cell]),
+    setRules: (values) => {
+      for (const index of new Set(values)) automaton.check(index);
+      automaton.grid.forEach((cell, index) => (automaton.ruleOf[cell] = values[index]));
+      automaton.isMixed = true;
+      changed = true;
+    },
     stats: () => ({
       steps: automaton.steps,
       living: automaton.markAlive(automaton.state),
       playing,
-      model: automaton.model.name,
-      channels: automaton.model.channels,
+      model: automaton.rule.name,
+      channels: automaton.channels,
       size: page.size,
     }),
   });
   requestAnimationFrame(frame);
-})();
+}

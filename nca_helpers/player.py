@@ -4,7 +4,7 @@
     save_player("lizard.html", {"growing": nca, "persistent": other})
 
 The page needs no network and no server: the weights, the automaton in plain JavaScript
-(`player.js`) and the controls (`player.html`) are all in it.
+(`automaton.js`) and the controls (`player.html`, `player.js`) are all in it.
 """
 
 import base64
@@ -41,14 +41,7 @@ def player_html(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> str:
     """
     size = check_integer("size", size, SMALLEST_SIZE, LARGEST_SIZE)
     models = [_model(name, member) for name, member in _by_name(nca).items()]
-    data = json.dumps({"size": size, "models": models})
-    # Inside <script>, only these could end the element or open a comment.
-    for character in "<>&":
-        data = data.replace(character, f"\\u{ord(character):04x}")
-    files = resources.files("nca_helpers")
-    template = Template(files.joinpath("player.html").read_text(encoding="utf-8"))
-    script = files.joinpath("player.js").read_text(encoding="utf-8")
-    return template.substitute(data=data, script=script)
+    return _page("player", {"size": size, "models": models})
 
 
 def save_player(
@@ -86,15 +79,29 @@ def show_player(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> None:
     page = html.escape(player_html(nca, size=size))
     # The page stacks its controls under the grid below 640 px of width and needs more height
     # there. Percentages of padding are of the width, so padding can follow without a script.
-    stacked = "clamp(0px, (640px - 100%) * 9999, min(100%, 512px) + 470px)"
+    stacked = "clamp(0px, (640px - 100%) * 9999, min(100%, 496px) + 500px)"
     side_by_side = "clamp(500px, 100% - 268px, 640px)"
     height = f"max({stacked}, {side_by_side})"
+    style = (
+        "position: absolute; inset: 0; width: 100%; height: 100%; border: 0; border-radius: 12px"
+    )
     frame = (
-        f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="Neural cellular automaton" '
-        'style="position: absolute; inset: 0; width: 100%; height: 100%; border: 0; '
-        'border-radius: 12px"></iframe>'
+        f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" '
+        f'title="Neural cellular automaton" style="{style}"></iframe>'
     )
     display(HTML(f'<div style="position: relative; padding-top: {height}">{frame}</div>'))
+
+
+def _page(name: str, data: dict) -> str:
+    """Returns the page `name`.html, with styles, scripts and data in it."""
+    files = ("page.css", "automaton.js", "page.js", f"{name}.js", f"{name}.html")
+    package = resources.files("nca_helpers")
+    style, *scripts, template = (package.joinpath(f).read_text(encoding="utf-8") for f in files)
+    text = json.dumps(data)
+    # Inside <script>, only these could end the element or open a comment.
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Template(template).substitute(style=style, script="\n".join(scripts), data=text)
 
 
 def _by_name(nca: NCA | Mapping[str, NCA]) -> dict[str, NCA]:
@@ -109,16 +116,15 @@ def _by_name(nca: NCA | Mapping[str, NCA]) -> dict[str, NCA]:
 
 
 def _model(name: str, nca: NCA) -> dict:
-    """Returns what `decodeModel` in player.js unpacks."""
+    """Returns what `makeRule` in automaton.js unpacks."""
     which = f"nca[{shown(name)}]" if name else "nca"
     own = "an NCA with NCA's own rule and layers, for the page knows no other"
     require(not has_own_rule(nca), which, own, type(nca).__name__)
     weights = weights_of(nca)
     for weight, array in weights.items():
         check_finite(f"{which}.{weight.replace('/', '.')}", array)
-    # Transposed, a hidden unit's inputs lie side by side, which the page's inner loop likes.
-    weights["hidden/kernel"] = weights["hidden/kernel"].T
-    packed = b"".join(array.astype("<f4").tobytes() for array in weights.values())
+    # Transposed, a unit's inputs lie side by side, which the page's inner loop likes.
+    packed = b"".join(array.T.astype("<f4").tobytes() for array in weights.values())
     return {
         "name": name,
         "channels": nca.channels,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from reference import Weights, set_weights, wait_until
+from PIL import Image
+from reference import Weights, living_mask, perceive, set_weights, wait_until
 
 from nca_helpers.checkpoint import pretrained, pretrained_meta
 from nca_helpers.emoji import load_emoji
@@ -27,6 +28,9 @@ MANUAL_FRAMES = """
     window.requestAnimationFrame = (callback) => { next = callback; };
     window.turnFrames = (count) => { for (; count > 0; count--) next(); };
 """
+
+
+PHONE = {"width": 360, "height": 640}
 
 
 # Automata whose behaviour is known
@@ -79,19 +83,18 @@ def open_page(browser, tmp_path):
     complaints, requests, addresses = [], [], []
     contexts = contextlib.ExitStack()
 
-    def open_page(nca, *, size=16, manual=True, **options):
+    def open_page(nca, *, size=16, manual=True, link="", script="", **options):
         context = contexts.enter_context(
             contextlib.closing(browser.new_context(**{"color_scheme": "light"} | options))
         )
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        if manual:
-            page.add_init_script(MANUAL_FRAMES)
+        page.on("request", lambda request: requests.append(request.url.partition("#")[0]))
+        page.add_init_script((MANUAL_FRAMES if manual else "") + script)
         path = save_player(tmp_path / f"{len(addresses)}.html", nca, size=size)
         addresses.append(path.as_uri())
-        page.goto(addresses[-1])
+        page.goto(addresses[-1] + link)
         return page
 
     with contexts:
@@ -224,6 +227,131 @@ def test_cells_fire_at_the_fire_rate(open_page, fire_rate, slider):
         assert abs(np.corrcoef(*halves)[0, 1]) < 0.12
 
 
+# Two rules on one grid
+
+
+def inherited(rules, state):
+    """What each cell follows once those that are not mature have asked their neighbours."""
+    mature = state[..., 3] > 0.1
+    after = rules.copy()
+    for row, column in np.argwhere(~mature):
+        rows, columns = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
+        around = mature[rows, columns]
+        alphas, theirs = state[rows, columns, 3][around], rules[rows, columns][around]
+        if around.any():
+            after[row, column] = theirs[alphas == alphas.max()].min()
+    return after
+
+
+def mixed_step(weights, rules, state, angle):
+    """One step of all cells in NumPy and float64: each is updated as its own rule says."""
+    rules, before = inherited(rules, state), living_mask(state)
+    updates = [
+        np.maximum(perceive(state, angle) @ w.hidden_kernel + w.hidden_bias, 0) @ w.update_kernel
+        + w.update_bias
+        for w in weights
+    ]
+    state = state + np.choose(rules[..., None], updates)
+    return rules, np.where((before & living_mask(state))[..., None], state, 0.0)
+
+
+def get_rules(page) -> np.ndarray:
+    rules = np.array(page.evaluate("Array.from(player.rules())"))
+    return rules.reshape(2 * (stats(page)["size"],))
+
+
+def test_cells_follow_their_own_rule_and_new_ones_their_strongest_neighbours(open_page):
+    models = {"one": steady_nca(seed=10), "other": steady_nca(hidden=40, seed=11)}
+    weights = [
+        Weights(
+            *(
+                np.asarray(v[...], float)
+                for layer in (nca.hidden, nca.update)
+                for v in (layer.kernel, layer.bias)
+            )
+        )
+        for nca in models.values()
+    ]
+    page = open_page(models, size=16)
+    page.evaluate("player.pause()")
+    slide(page, "Angle", 40)
+    state = random_state(16, 16).astype(float)
+    rules = np.random.default_rng(3).integers(0, 2, (16, 16))
+    set_state(page, state)
+    page.evaluate("values => player.setRules(values)", rules.ravel().tolist())
+    first = rules
+    for _ in range(20):
+        rules, state = mixed_step(weights, rules, state, np.radians(40))
+        page.evaluate("player.step(1, {fireAll: true})")
+        lives = living_mask(state)
+        np.testing.assert_array_equal(get_rules(page)[lives], rules[lives])
+        np.testing.assert_allclose(get_state(page), state, rtol=0, atol=1e-4)
+    assert (rules != first).sum() > 20 and set(rules[lives]) == {0, 1}
+
+
+def test_of_equally_strong_neighbours_the_first_rule_wins(open_page):
+    page = open_page({"one": adding_nca(), "other": adding_nca((0.3, 0, 0, 0.2, 0))}, size=9)
+    page.evaluate("player.pause()")
+    state = np.zeros((9, 9, 5))
+    state[4, [3, 5], 3] = 1.0
+    set_state(page, state)
+    page.evaluate("player.setRules(Array.from({length: 81}, (_, i) => i % 9 >= 5 ? 1 : 0))")
+    page.evaluate("player.step(1, {fireAll: true})")
+    expected = [[0, 0, 0, 0.1, 0.1, 0.1, 0.3, 0, 0]]
+    expected[0][2], expected[0][5] = 0.1, 0.3
+    np.testing.assert_allclose(get_state(page)[4, :, 0], expected[0], atol=1e-6)
+    assert get_rules(page)[4, 4] == 0
+
+
+def test_the_brush_grafts_and_plants_another_rule(open_page):
+    page = open_page({"one": adding_nca(), "other": adding_nca((0.3, 0, 0, 0.2, 0))}, size=32)
+    page.evaluate("player.pause()")
+    state = np.full((32, 32, 5), 0.5)
+    set_state(page, state)
+    assert not get_rules(page).any()
+    page.get_by_label("Graft the rule").check(force=True)
+    assert page.get_by_label("Rule in the brush").input_value() == "1"
+    page.mouse.move(*point(page, 10, 10))
+    page.mouse.down()
+    page.mouse.move(*point(page, 10, 20))
+    page.mouse.up()
+    grafted, distance = get_rules(page) == 1, distances(32, (10, 10), (10, 20))
+    assert grafted[distance < 3.5].all() and not grafted[distance > 4.5].any()
+    np.testing.assert_array_equal(get_state(page), state)
+    turn(page)
+    assert page.locator("#legend").inner_text().split() == [
+        "one",
+        str((~grafted).sum()),
+        "other",
+        str(grafted.sum()),
+    ]
+    tinted = (pixels(page) != pixels(page)[31, 31]).any(axis=-1)
+    np.testing.assert_array_equal(tinted, grafted)
+    page.get_by_label("Plant a seed").check(force=True)
+    page.mouse.click(*point(page, 30, 1))
+    assert get_rules(page)[30, 1] == 1 and get_state(page)[30, 1, 4] == 1
+    page.evaluate("player.step(1, {fireAll: true})")
+    reds = get_state(page)[..., 0] - np.where(
+        np.arange(1024).reshape(32, 32) == 30 * 32 + 1, 0, 0.5
+    )
+    np.testing.assert_allclose(reds, np.where(get_rules(page) == 1, 0.3, 0.1), atol=1e-6)
+    page.get_by_label("Model").select_option("other")  # A whole body's rule ends the graft.
+    assert (get_rules(page) == 1).all()
+
+
+def test_rules_of_other_channels_share_no_grid(open_page):
+    page = open_page({"one": adding_nca(), "wider": steady_nca(9, 20)})
+    refused = "“wider” has 9 channels, this body 5: they cannot share a grid."
+    options = page.get_by_label("Rule in the brush").locator("option")
+    assert options.nth(1).is_disabled() and "9 channels, not 5" in options.nth(1).text_content()
+    page.get_by_label("Graft the rule").check(force=True)
+    turn(page)
+    assert page.locator("#notice").text_content() == refused
+    script = "try { player.setRules(new Array(256).fill(1)) } catch (error) { error.message }"
+    assert page.evaluate(script) == refused
+    assert not get_rules(page).any()
+
+
 # The page by itself
 
 
@@ -253,7 +381,7 @@ def test_a_page_is_small():
     nca = steady_nca()
     one = len(player_html(nca).encode())
     four = len(player_html({name: nca for name in "abcd"}).encode())
-    assert one < 100_000
+    assert one < 110_000
     assert four - one < 3 * 46_000
 
 
@@ -473,7 +601,7 @@ def test_another_model_lives_on_in_the_same_body(open_page):
     after = get_state(page)
     np.testing.assert_allclose(after[..., :5], state, rtol=0, atol=1e-5)
     assert after.shape == (16, 16, 9) and (after[..., 5:] == 0).all()
-    assert page.get_by_label("View").locator("option").count() == 2 + 5
+    assert page.get_by_label("View").locator("option").count() == 2 + 5 + 1  # and by rule
 
 
 def test_one_model_needs_no_choice(open_page):
@@ -549,8 +677,15 @@ def test_the_keyboard(open_page):
     assert page.get_by_label("View").input_value() == "3"
     press("p")
     assert page.get_by_label("Plant a seed").is_checked()
+    press("g")
+    assert page.get_by_label("Graft the rule").is_checked()
+    press("i")
+    assert page.get_by_label("Pick").is_checked()
     press("e")
     assert page.get_by_label("Erase").is_checked()
+    press("z", "z", "x")
+    assert "scale(1.5)" in page.locator("#lens").get_attribute("style")
+    press("x")
     press("]", "]", "[")
     assert page.get_by_label("Brush size").input_value() == "9"
     press("+", "+", "-")
@@ -586,7 +721,7 @@ def test_the_brush_follows_the_arrows(open_page):
 def test_everything_has_a_name_and_shows_its_focus(open_page):
     page = open_page({"one": adding_nca(), "other": adding_nca()})
     names = set()
-    for _ in range(12):
+    for _ in range(24):
         page.keyboard.press("Tab")
         focus = page.evaluate("""() => {
             const element = document.activeElement;
@@ -598,8 +733,9 @@ def test_everything_has_a_name_and_shows_its_focus(open_page):
         if focus[0] and page.evaluate("document.activeElement !== document.body"):
             names.add(focus[0].strip())
             assert focus[1] == "solid", focus
-    expected = "Pause Step Reset Model Erase View Speed".split()
-    expected += ["Brush size", "Fire rate", "Angle in degrees", "Keyboard"]
+    expected = "Pause Step Reset Model Erase View Speed Picture Video Help".split()
+    expected += ["Brush size", "Fire rate", "Angle in degrees", "Copy link", "Zoom in"]
+    expected += ["Rule in the brush"]
     assert names >= set(expected)
     assert any(name.startswith("Cellular automaton.") for name in names)
 
@@ -608,9 +744,178 @@ def test_everything_has_a_name_and_shows_its_focus(open_page):
 def test_nothing_overflows_sideways(open_page, width):
     page = open_page(adding_nca(), viewport={"width": width, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for control in page.locator("button:visible, select:visible, input, canvas, dl").all():
+    for control in page.locator("button:visible, select:visible, input:visible, canvas, dl").all():
         box = control.bounding_box()
         assert 0 <= box["x"] and box["x"] + box["width"] <= width
+
+
+# To look closer
+
+
+def test_pick_says_what_a_cell_holds(open_page):
+    page = open_page({"one": adding_nca(), "other": adding_nca()}, size=16)
+    page.evaluate("player.pause()")
+    state = get_state(page).copy()
+    state[3, 5] = 0.25, -0.5, 0.0, 1.5, -2.0
+    set_state(page, state)
+    page.get_by_label("Pick").check(force=True)
+    page.mouse.click(*point(page, 3, 5))
+    turn(page)
+    assert page.locator("#picked-title").text_content() == "Row 3, column 5, follows one"
+    shown = page.locator("#picked li").all_inner_texts()
+    assert [text.split() for text in shown] == [
+        ["red", "0.25"],
+        ["green", "−0.50"],
+        ["blue", "0.00"],
+        ["alpha", "1.50"],
+        ["4", "−2.00"],
+    ]
+    np.testing.assert_array_equal(get_state(page), state)
+    page.locator("canvas").focus()
+    page.keyboard.press("Enter")
+    turn(page)
+    assert "alpha 1.50, 4 −2.00" in page.locator("#notice").text_content()  # which is read aloud
+
+
+def test_zoomed_in_the_brush_meets_the_cell_that_is_under_it(open_page):
+    page = open_page(adding_nca(), size=16)
+    page.evaluate("player.pause()")
+    set_state(page, np.ones((16, 16, 5)))
+    slide(page, "Brush size", 1)
+    stage = page.locator("#stage").bounding_box()
+    page.mouse.move(*point(page, 4, 12))
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    wait_until(page, "document.querySelector('canvas').getBoundingClientRect().width > 800")
+    x, y = point(page, 4, 12)
+    page.mouse.click(x, y)
+    assert np.argwhere((get_state(page) == 0).all(-1)).tolist() == [[4, 12]]
+    page.mouse.wheel(-10_000, 10_000)  # to the lower left corner, and no farther
+    corner = [stage["x"] + 5, stage["y"] + stage["height"] - 5]
+    wait_until(page, "document.querySelector('canvas').getBoundingClientRect().left > 0")
+    page.mouse.click(*corner)
+    assert (get_state(page)[15, 0] == 0).all()
+
+
+def test_two_fingers_zoom_and_draw_nothing(open_page):
+    page = open_page(adding_nca(), has_touch=True, is_mobile=True, viewport=PHONE)
+    page.evaluate("player.pause()")
+    set_state(page, np.ones((16, 16, 5)))
+    box = page.locator("canvas").bounding_box()
+    touch = page.context.new_cdp_session(page)
+    for kind, apart in (
+        ("Start", None),
+        ("Start", 0.1),
+        ("Move", 0.2),
+        ("Move", 0.3),
+        ("End", None),
+    ):
+        both = [box["x"] + box["width"] * (0.5 + sign * (apart or 0.1)) for sign in (-1, 1)]
+        points = [{"x": x, "y": box["y"] + box["height"] / 2, "id": i} for i, x in enumerate(both)]
+        points = points[: 0 if kind == "End" else 1 if apart is None else 2]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    assert page.locator("canvas").bounding_box()["width"] == pytest.approx(
+        3 * box["width"], rel=0.05
+    )
+    assert (get_state(page) == 1).all()
+
+
+@pytest.mark.parametrize("width, height", [(360, 560), (390, 664), (740, 330)])
+def test_a_phone_shows_grid_and_brush_at_once(open_page, width, height):
+    viewport = {"width": width, "height": height}
+    page = open_page({"one": adding_nca(), "other": adding_nca()}, viewport=viewport)
+    if width < height:
+        assert page.locator("#stage").bounding_box()["width"] > 0.94 * width
+    for name in ("Erase", "Plant a seed", "Graft the rule", "Pick"):
+        box = page.get_by_label(name).locator("xpath=..").bounding_box()
+        assert box["y"] + box["height"] <= height and box["height"] >= 44
+
+
+def test_the_hint_goes_once_it_is_followed(open_page):
+    page = open_page(adding_nca(), size=16)
+    assert page.locator("#hint").is_visible()
+    page.mouse.click(*point(page, 4, 12))
+    assert not page.locator("#hint").is_visible()
+
+
+# To keep and to send
+
+
+def test_the_link_restores_the_page(open_page):
+    models = {"one": adding_nca(), "other, with a % & #": steady_nca(5, 12)}
+    page = open_page(models)
+    assert "#" not in page.url
+    page.get_by_label("Model").select_option(index=1)
+    page.get_by_label("View").select_option("Hidden channel 4")
+    slide(page, "Angle", -35)
+    slide(page, "Fire rate", 0.8)
+    slide(page, "Speed", 5)
+    link = page.url.partition("#")[2]
+    other = open_page(models, link=f"#{link}")
+    for restored in (other, page):
+        assert stats(restored)["model"] == "other, with a % & #"
+        controls = ["View", "Angle", "Fire rate", "Speed"]
+        values = [restored.get_by_label(name).input_value() for name in controls]
+        assert values == ["4", "-35", "0.8", "5"]
+    other.evaluate("location.hash = '#angle=90'")
+    wait_until(other, "player.stats().model === 'one'")
+    assert other.get_by_label("Angle").input_value() == "90"
+    assert other.get_by_label("Fire rate").input_value() == "1"
+
+
+@pytest.mark.parametrize(
+    "link, said",
+    [
+        ("#model=none%20such", "no model “none such”"),
+        ("#view=99", "view is “99”"),
+        ("#angle=wide", "angle is “wide”"),
+        ("#fire-rate=", "fire-rate is “”"),
+    ],
+)
+def test_a_link_that_is_not_of_this_page_is_named(open_page, link, said):
+    page = open_page({"one": adding_nca(), "other": steady_nca(5, 12)}, link=link)
+    turn(page)
+    assert said in page.locator("#notice").text_content()
+    values = [page.get_by_label(name).input_value() for name in ("View", "Angle", "Fire rate")]
+    assert values == ["color", "0", "1"]
+
+
+def test_the_link_is_copied(open_page):
+    page = open_page(adding_nca(), permissions=["clipboard-read", "clipboard-write"])
+    slide(page, "Angle", 45)
+    page.get_by_role("button", name="Copy link").click()
+    wait_until(page, "(turnFrames(1), document.querySelector('#notice').textContent !== '')")
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    assert page.url.endswith("#angle=45")
+
+
+NO_RECORDER = "delete window.MediaRecorder;"
+
+
+@pytest.mark.parametrize("button, script", [("Picture", ""), ("Video", NO_RECORDER)])
+def test_a_picture_is_saved(open_page, button, script):
+    page = open_page(adding_nca(), size=17, script=script)
+    page.evaluate("player.step(5); player.pause()")
+    turn(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    assert download.value.suggested_filename == "nca-5.png"
+    picture = np.asarray(Image.open(download.value.path()).convert("RGB"))
+    assert picture.shape == (578, 578, 3)
+    np.testing.assert_array_equal(picture, pixels(page).repeat(34, 0).repeat(34, 1))
+
+
+def test_a_video_is_saved(open_page):
+    page = open_page(adding_nca(), size=16, manual=False)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Video").click()
+        page.wait_for_timeout(700)
+        page.get_by_role("button", name="Stop").click()
+    content = download.value.path().read_bytes()
+    assert content[:4] == b"\x1aE\xdf\xa3" or content[4:8] == b"ftyp"  # WebM, or MP4
+    assert len(content) > 1000
+    assert page.get_by_role("button", name="Video").is_visible()
 
 
 # In a notebook
@@ -633,7 +938,7 @@ def test_two_players_in_sandboxed_frames_do_not_interfere(browser):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text))
         page.set_content(shown(adding_nca(), size=16) + shown({"é": adding_nca()}, size=24))
-        assert page.locator("iframe[sandbox='allow-scripts']").count() == 2
+        assert page.locator("iframe[sandbox='allow-scripts allow-downloads']").count() == 2
         one, other = page.frames[1:]
         for frame in (one, other):
             wait_until(frame, "player.stats().steps > 3")
