@@ -1,4 +1,14 @@
-"""The machinery behind the notebooks that teach Growing Neural Cellular Automata in JAX."""
+"""The machinery behind the notebooks that teach Growing Neural Cellular Automata in JAX.
+
+What holds everywhere is said here alone:
+
+- A state is `(..., height, width, channels)`, float32: RGB premultiplied by alpha, alpha, and
+  hidden channels. Its leading axes are a batch.
+- An argument that is not what is accepted raises ValueError, before anything is compiled, computed
+  or written. Docstrings name what else is raised.
+- Of a path `~` is the home folder, and a missing folder is made. A write that fails or is
+  interrupted leaves the old file, and raises OSError.
+"""
 
 from nca_helpers.checkpoint import (
     bundled,
@@ -24,47 +34,5 @@ from nca_helpers.rollouts import rollout, rollout_frames
 from nca_helpers.run import restore_run, save_run
 from nca_helpers.video import save_video, show_video
 
-__all__ = [
-    "NCA",
-    "PGPE",
-    "Diverged",
-    "GaussNewton",
-    "Progress",
-    "blur_like",
-    "bundled",
-    "circle",
-    "emoji_name",
-    "halve",
-    "hole",
-    "impostors",
-    "living_mask",
-    "load_emoji",
-    "load_image",
-    "load_meta",
-    "load_nca",
-    "pair_keys",
-    "perceive",
-    "player_html",
-    "population_fitness",
-    "population_residuals",
-    "pretrained",
-    "pretrained_meta",
-    "random_circles",
-    "restore_run",
-    "robustness",
-    "rollout",
-    "rollout_frames",
-    "save_nca",
-    "save_player",
-    "save_run",
-    "save_video",
-    "seed_state",
-    "show_images",
-    "show_player",
-    "show_video",
-    "spread_generation",
-    "target_name",
-    "tile",
-    "to_rgb",
-    "use_every_core",
-]
+# What is imported above: each name is said once.
+__all__ = [name for name, value in globals().items() if callable(value)]

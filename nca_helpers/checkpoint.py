@@ -27,8 +27,6 @@ from nca_helpers.emoji import emoji_name
 from nca_helpers.files import as_path, replace_file
 from nca_helpers.model import NCA, has_own_rule, set_weights, weight_shapes, weights_of
 
-__all__ = ["bundled", "load_meta", "load_nca", "pretrained", "pretrained_meta", "save_nca"]
-
 # Raised when a reader of the old format would misread the new one.
 _FORMAT = 1
 
@@ -39,25 +37,19 @@ Source = str | os.PathLike | Traversable | BinaryIO
 
 
 def save_nca(path: str | os.PathLike, nca: NCA, **meta: Any) -> Path:
-    """Writes a checkpoint. The same automaton and `meta` give the same bytes.
+    """Writes a checkpoint, and returns its path. The same automaton and `meta` give the same bytes.
 
     Args:
-        path: Where to, as of `replace_file`: a write that fails leaves the old file.
-        nca: What to save.
+        path: Where to.
+        nca: What to save. Its weights must be finite.
         **meta: What else to note, as JSON knows it (NumPy's scalars and arrays are converted).
             A training notes `emoji, size, padding, regime, train_steps, num_steps` (the longest
             trained rollout) and `log10_loss`. `versions` of what made it is filled in. `format,
             channels, hidden, fire_rate` and `alive_threshold` are `nca`'s own and may be repeated,
             not changed.
 
-    Returns:
-        The path.
-
     Raises:
-        ValueError: The path is not a file's, a weight is not float32 or not finite, or a value of
-            `meta` is not JSON's or contradicts `nca`; nothing has been written then.
         TypeError: `nca` is no NCA, or has a rule of its own.
-        OSError: It cannot be written.
     """
     if not isinstance(nca, NCA):
         raise TypeError(f"nca must be an NCA, got {shown(nca)}")
@@ -76,13 +68,10 @@ def save_nca(path: str | os.PathLike, nca: NCA, **meta: Any) -> Path:
 
 
 def load_nca(source: Source) -> NCA:
-    """Reads a checkpoint.
+    """Reads a checkpoint: the automaton, its weights bit for bit as they were saved.
 
     Args:
         source: A path, a file opened in binary mode, or a resource of a package.
-
-    Returns:
-        The automaton, its weights bit for bit as they were saved.
 
     Raises:
         ValueError: The file is not a whole checkpoint of this format; says what is wrong with it.
@@ -101,18 +90,10 @@ def load_meta(source: Source) -> dict[str, Any]:
 
 
 def pretrained(emoji: str, regime: str) -> NCA:
-    """Loads an automaton that comes with the package.
+    """Loads an automaton that comes with the package, by what it grows and how it was trained.
 
-    Args:
-        emoji: What it grows.
-        regime: How it was trained: `"growing"`, `"persistent"`, `"regenerating"` (Distill's
-            three) or `"evolved"`.
-
-    Returns:
-        The automaton.
-
-    Raises:
-        ValueError: There is none; lists those that there are.
+    Regimes are `"growing"`, `"persistent"`, `"regenerating"` (Distill's three) and `"evolved"`.
+    Where there is no such automaton, the error lists those that there are.
     """
     return load_nca(_pretrained_file(emoji, regime))
 
@@ -164,24 +145,21 @@ def _pretrained_file(emoji: str, regime: str) -> Traversable:
 
 def _read(source: Source) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the arrays and the meta of a checkpoint, or raises one ValueError that names it."""
-    if hasattr(source, "read"):
-        return _parse(source, getattr(source, "name", "the open file"))
-    if isinstance(source, str | os.PathLike):
-        source = as_path(source)
-    require(hasattr(source, "open"), "source", "a path or a file open in binary mode", source)
-    with source.open("rb") as file:
-        return _parse(file, source)
-
-
-def _parse(file: BinaryIO, name: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        with open_npz(file) as content:
-            meta = json.loads(str(content["meta"]))
-            _check_meta(meta)
-            arrays = {name: content[name] for name in weight_shapes(0, 0)}
-        _check_arrays(arrays, meta)
-    except Exception as error:  # Damage makes zipfile, NumPy and json raise nearly anything.
-        raise ValueError(f"{name} is not a checkpoint that can be read: {error!s:.200}") from error
+    source = as_path(source) if isinstance(source, str | os.PathLike) else source
+    is_open = hasattr(source, "read")
+    is_source = is_open or hasattr(source, "open")
+    require(is_source, "source", "a path or a file open in binary mode", source)
+    name = getattr(source, "name", "the open file") if is_open else source
+    with contextlib.nullcontext(source) if is_open else source.open("rb") as file:
+        try:
+            with open_npz(file) as content:
+                meta = json.loads(str(content["meta"]))
+                _check_meta(meta)
+                arrays = {name: content[name] for name in weight_shapes(0, 0)}
+            _check_arrays(arrays, meta)
+        except Exception as error:  # Damage makes zipfile, NumPy and json raise nearly anything.
+            reason = f"is not a checkpoint that can be read: {error!s:.200}"
+            raise ValueError(f"{name} {reason}") from error
     return arrays, meta
 
 

@@ -77,25 +77,21 @@ def check_number(
 def check_state(state: Any, channels: int | None = None) -> None:
     """Raises ValueError unless `state` is `(..., height, width, channels)` of floats.
 
-    Args:
-        state: What to check.
-        channels: The channels that it must have; any number from 4 on if None.
+    If `channels` is None, any number from 4 on will do.
     """
     wanted = "at least 4" if channels is None else str(channels)
-    accepted = f"an array (..., height, width, channels) of floats, with {wanted} channels"
-    require(isinstance(state, np.ndarray | jax.Array), "state", accepted, state)
-    given = state.shape[-1] if state.ndim >= 3 else 0
+    is_array = isinstance(state, np.ndarray | jax.Array) and state.ndim >= 3
+    given = state.shape[-1] if is_array and jnp.issubdtype(state.dtype, jnp.floating) else 0
     is_as_wanted = given >= 4 if channels is None else given == channels
-    is_float = jnp.issubdtype(state.dtype, jnp.floating)
-    require(is_as_wanted and is_float, "state", accepted, state)
+    accepted = f"an array (..., height, width, channels) of floats, with {wanted} channels"
+    require(is_as_wanted, "state", accepted, state)
 
 
 def check_finite(name: str, values: Any) -> None:
     """Raises ValueError if there is a NaN or an infinity among the values."""
-    if not isinstance(values, jax.core.Tracer):
-        bad = int((~np.isfinite(np.asarray(values))).sum())
-        if bad:
-            raise ValueError(f"{name} must be finite, got NaN or infinity {bad} times")
+    bad = 0 if isinstance(values, jax.core.Tracer) else int((~np.isfinite(values)).sum())
+    if bad:
+        raise ValueError(f"{name} must be finite, got NaN or infinity {bad} times")
 
 
 def check_key(name: str, key: Any) -> None:

@@ -3,9 +3,8 @@
     wounded = halve(state, "left")
     wounded = random_circles(states, jax.random.key(0))
 
-A wound empties cells: all their channels become zero. Each takes a state `(..., height, width,
-channels)` and returns one of the same shape, in a `jit` too; an argument of another shape or out of
-range raises ValueError.
+A wound empties cells: all their channels become zero. Each takes a state and returns one of the
+same shape, in a `jit` too.
 """
 
 import math
@@ -17,13 +16,14 @@ from jax import Array
 
 from nca_helpers.checks import check_number, check_state, require
 
-SIDES = ("left", "right", "top", "bottom")
-
 
 def circle(state: Array, centre: tuple[float, float] | Array, radius: float | Array) -> Array:
     """Empties the cells within `radius` of `centre`, a row and a column; all in cells."""
     check_state(state)
-    _check_centre(centre)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(centre))
+    shape = (len(centre),) if isinstance(centre, tuple | list) else jnp.shape(centre)
+    is_place = shape == (2,) and (traced or bool(np.all(np.isfinite(centre))))
+    require(is_place, "centre", "a finite row and column, in cells", centre)
     check_number("radius", radius, 0)
     height, width = state.shape[-3:-1]
     # One type for all, or JAX's strict settings refuse them and jax_enable_x64 computes in another.
@@ -53,16 +53,15 @@ def random_circles(state: Array, key: Array) -> Array:
 def halve(state: Array, side: str = "left") -> Array:
     """Empties one half of the grid: the `side` "left", "right", "top" or "bottom"."""
     check_state(state)
-    require(side in SIDES, "side", f"one of {', '.join(SIDES)}", side)
-    height, width = state.shape[-3:-1]
-    rows, columns = jnp.mgrid[:height, :width]
-    emptied = {
-        "left": columns < width // 2,
-        "right": columns >= width // 2,
-        "top": rows < height // 2,
-        "bottom": rows >= height // 2,
-    }[side]
-    return jnp.where(emptied[..., None], 0.0, state)
+    row, column = (length // 2 for length in state.shape[-3:-1])
+    halves = {
+        "left": np.s_[..., :column, :],
+        "right": np.s_[..., column:, :],
+        "top": np.s_[..., :row, :, :],
+        "bottom": np.s_[..., row:, :, :],
+    }
+    require(side in [*halves], "side", f"one of {', '.join(halves)}", side)
+    return jnp.asarray(state).at[halves[side]].set(0.0)
 
 
 def hole(state: Array, radius: float | Array) -> Array:
@@ -70,10 +69,3 @@ def hole(state: Array, radius: float | Array) -> Array:
     check_state(state)
     height, width = state.shape[-3:-1]
     return circle(state, (height // 2, width // 2), radius)
-
-
-def _check_centre(centre: tuple[float, float] | Array) -> None:
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(centre))
-    shape = (len(centre),) if isinstance(centre, tuple | list) else jnp.shape(centre)
-    is_place = shape == (2,) and (traced or bool(np.all(np.isfinite(centre))))
-    require(is_place, "centre", "a finite row and column, in cells", centre)

@@ -33,11 +33,7 @@ def replace_file(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
         content: What to write, or a function that writes it to the open file that it is given.
 
     Returns:
-        The path, with `~` replaced.
-
-    Raises:
-        ValueError: It is no path, or what is there is no file but a folder, say.
-        OSError: It cannot be written; names the path.
+        The path, with `~` replaced. An OSError names it.
     """
     given, path = path, as_path(path)
     target = Path(os.path.realpath(path))
@@ -94,18 +90,18 @@ def is_claimed_by_another(path: Path) -> bool:
 
 
 def fetch(url: str, limit: int) -> bytes:
-    """Downloads at most `limit` bytes within `TIMEOUT` seconds.
-
-    Raises:
-        OSError: It cannot be reached, is larger, or takes longer.
-    """
+    """Downloads at most `limit` bytes within `TIMEOUT` seconds, or raises OSError."""
     import requests
     from urllib3.exceptions import HTTPError
 
+    agent = "nca_helpers"
+    with contextlib.suppress(metadata.PackageNotFoundError):  # A checkout, not installed.
+        # Wikimedia, for one, refuses who has no address.
+        agent = f"{agent} ({metadata.metadata(agent)['Project-URL']})"
+    options = {"headers": {"User-Agent": agent}, "timeout": TIMEOUT, "stream": True}
     data, deadline = bytearray(), time.monotonic() + TIMEOUT
     try:
-        agent = {"User-Agent": _user_agent()}
-        with requests.get(url, headers=agent, timeout=TIMEOUT, stream=True) as response:
+        with requests.get(url, **options) as response:
             response.raise_for_status()
             # read1 returns what has arrived: a server that trickles cannot outlast the deadline.
             while chunk := response.raw.read1(2**16, decode_content=True):
@@ -131,10 +127,3 @@ def _lock_and_clean(file: BinaryIO, own: Path) -> None:
             with contextlib.suppress(OSError), path.open("r+b") as other:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-
-
-def _user_agent() -> str:
-    """Returns the project's name and address: Wikimedia, for one, refuses who has none."""
-    with contextlib.suppress(metadata.PackageNotFoundError):  # A checkout, not installed.
-        return f"nca_helpers ({metadata.metadata('nca_helpers')['Project-URL']})"
-    return "nca_helpers"

@@ -50,10 +50,6 @@ def robustness(
         `survived_nearby`, the share for which it is so with the target moved by up to two cells
         along each axis; and the share of all that `died` (nothing lives), `overgrew` (more than
         twice the target lives) or turned `nan`.
-
-    Raises:
-        ValueError: `target` has another shape or is not finite, or a count is not an integer of
-            at least 0, or 1 for `num_rollouts`. Nothing has been computed then.
     """
     target = np.asarray(target)
     is_target = target.ndim == 3 and target.shape[-1] == 4
@@ -64,9 +60,8 @@ def robustness(
     check_integer("num_rollouts", num_rollouts, 1)
     height, width, _ = target.shape
     grow_key, wound_key, recover_key = jax.random.split(key, 3)
-    seeds = jnp.broadcast_to(
-        seed_state(height, width, nca.channels), (num_rollouts, height, width, nca.channels)
-    )
+    seed = seed_state(height, width, nca.channels)
+    seeds = jnp.broadcast_to(seed, (num_rollouts, *seed.shape))
     grown = rollout(nca, seeds, grow_key, wound_step)
     target_size = int(living_mask(jnp.asarray(target), nca.alive_threshold).sum())
     room = np.pad(target, [(NEARBY_CELLS, NEARBY_CELLS)] * 2 + [(0, 0)])
@@ -74,36 +69,31 @@ def robustness(
     moved = [room[row : row + height, column : column + width] for row, column in starts]
     rows = []
     for name, wound in wounds.items():
-        states = rollout(nca, wound(grown, wound_key), recover_key, recovery_steps)
-        pictures = np.asarray(states[..., :4])
-        with np.errstate(over="ignore", invalid="ignore"):
-            near = [np.mean(np.square(pictures - place), axis=(1, 2, 3)) for place in moved]
-        losses = near[len(near) // 2]
-        is_number = np.isfinite(np.asarray(states)).all(axis=(1, 2, 3)) & np.isfinite(losses)
-        losses, nearest = np.where(is_number, [losses, np.min(near, axis=0)], np.nan)
+        states = np.asarray(rollout(nca, wound(grown, wound_key), recover_key, recovery_steps))
         living = np.asarray(living_mask(states, nca.alive_threshold)).sum((1, 2))
-        with np.errstate(divide="ignore"):
-            rows.append(
-                {
-                    "wound": name,
-                    "wound_step": wound_step,
-                    "log10_loss": float(np.log10(losses.mean())),
-                    "survived": float(np.mean(np.log10(losses) <= SURVIVAL_LOG10_LOSS)),
-                    "survived_nearby": float(np.mean(np.log10(nearest) <= SURVIVAL_LOG10_LOSS)),
-                    "died": float(np.mean((living == 0) & is_number)),
-                    "overgrew": float(np.mean((living > 2 * target_size) & is_number)),
-                    "nan": float(np.mean(~is_number)),
-                }
-            )
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            pictures = states[..., :4]
+            near = [np.mean(np.square(pictures - place), axis=(1, 2, 3)) for place in moved]
+            losses = near[len(near) // 2]
+            is_number = np.isfinite(states).all(axis=(1, 2, 3)) & np.isfinite(losses)
+            losses, nearest = np.where(is_number, [losses, np.min(near, axis=0)], np.nan)
+            numbers = {
+                "log10_loss": np.log10(losses.mean()),
+                "survived": np.mean(np.log10(losses) <= SURVIVAL_LOG10_LOSS),
+                "survived_nearby": np.mean(np.log10(nearest) <= SURVIVAL_LOG10_LOSS),
+                "died": np.mean((living == 0) & is_number),
+                "overgrew": np.mean((living > 2 * target_size) & is_number),
+                "nan": np.mean(~is_number),
+            }
+        row = {"wound": name, "wound_step": wound_step}
+        rows.append(row | {what: float(number) for what, number in numbers.items()})
     return rows
 
 
 def blur_like(loss: float, target: Array) -> float:
     """Returns a loss in pixels: the Gaussian blur of the target that costs as much, 0 to 5.
 
-    Args:
-        loss: Mean over cells and RGBA of the squared difference.
-        target: `(height, width, 4)`.
+    `loss` is the mean squared difference over cells and RGBA, `target` is `(height, width, 4)`.
     """
     blurs = np.linspace(0, 5, 101)
     costs = [float(np.mean(np.square(_blurred(target, blur) - target))) for blur in blurs]

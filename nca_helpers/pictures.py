@@ -16,17 +16,10 @@ from nca_helpers.checks import check_integer, check_state, require
 
 
 def to_rgb(state: ArrayLike) -> np.ndarray | Array:
-    """Composites states over white.
+    """Composites states over white: `(..., height, width, 3)` float32 in [0, 1].
 
-    Args:
-        state: `(..., height, width, channels)` of floats, NumPy or JAX (also traced); channels 0-2
-            are RGB premultiplied by alpha, 3 is alpha, the rest is not looked at.
-
-    Returns:
-        `(..., height, width, 3)` float32 in [0, 1], as NumPy or JAX. NaN stays NaN.
-
-    Raises:
-        ValueError: There are fewer than four channels or three axes, or no floats.
+    States are NumPy's or JAX's, also traced, and so is what is returned; hidden channels are not
+    looked at, and may be missing. NaN stays NaN.
     """
     state = state if isinstance(state, np.ndarray | Array) else as_array("state", state)
     check_state(state)
@@ -40,15 +33,11 @@ def tile(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     """Lays pictures out on one sheet, row by row, and leaves what is over white.
 
     Args:
-        images: `(..., n, height, width, channels)`, floats in [0, 1] or uint8. Leading axes
-            stay: a video of a batch becomes a video of sheets.
+        images: `(..., n, height, width, channels)`, floats in [0, 1] or uint8.
         columns: Pictures in a row; by default the sheet is nearly square.
 
     Returns:
-        `(..., rows * height, columns * width, channels)`.
-
-    Raises:
-        ValueError: There are fewer than four axes, no picture, or `columns` is below 1.
+        `(..., rows * height, columns * width, channels)`: of a batch's video a video of sheets.
     """
     images = as_array("images", images)
     accepted = "pictures (..., n, height, width, channels), at least one picture"
@@ -61,8 +50,7 @@ def tile(images: ArrayLike, columns: int | None = None) -> np.ndarray:
     white = 255 if images.dtype == np.uint8 else 1
     missing = [(0, 0)] * len(leading) + [(0, rows * columns - count)] + [(0, 0)] * 3
     sheet = np.pad(images, missing, constant_values=white)
-    sheet = sheet.reshape(*leading, rows, columns, height, width, channels)
-    sheet = np.moveaxis(sheet, -3, -4)
+    sheet = sheet.reshape(*leading, rows, columns, height, width, channels).swapaxes(-3, -4)
     return sheet.reshape(*leading, rows * height, columns * width, channels)
 
 
@@ -80,9 +68,6 @@ def show_images(
         titles: One for each picture.
         alt: What is to be seen, for those who cannot see it: one text, or one for each picture.
         **layout: As of `mediapy.show_images`: `height` of a picture in pixels, `columns`, ...
-
-    Raises:
-        ValueError: There are fewer or more texts than pictures.
     """
     import mediapy
     from IPython.display import HTML, display
@@ -118,8 +103,7 @@ def in_kernel() -> bool:
 def as_array(name: str, values: ArrayLike) -> np.ndarray:
     """Returns NumPy's array of floats or uint8; bfloat16, of which NumPy knows little, as float32.
 
-    Raises:
-        ValueError: It is none: other numbers, text, rows of different lengths, traced by JAX.
+    ValueError for all else: other numbers, text, rows of different lengths, traced by JAX.
     """
     try:
         array = np.asarray(values)

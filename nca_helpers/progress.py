@@ -52,27 +52,20 @@ class Progress:
 
     A loop that was left shows where it stopped; iterating again goes on from there, and after
     `restore` from where an earlier session stopped. After a number that is not finite only
-    `restore` leads on.
+    `restore` leads on. `total` and `step` are the steps of the whole run, and those that are done.
 
     Args:
         total: Steps of the whole run, at least 1.
         every: Seconds between two lines or redrawings, at least.
         unit: What a step is called: "generation", say.
         stride: Steps that one turn of the loop takes; the last turn may take fewer.
-
-    Attributes:
-        total: Steps of the whole run.
-        step: Steps that are done.
-
-    Raises:
-        ValueError: `total`, `every` or `stride` is not what is accepted.
     """
 
     def __init__(self, total: int, every: float = 5.0, unit: str = "step", stride: int = 1):
         """Starts nothing yet: the clock starts with the loop."""
+        check_number("every", every, 0)
         self.total = check_integer("total", total, 1)
         self._stride = check_integer("stride", stride, 1)
-        check_number("every", every, 0)
         self._every, self._unit = every, unit
         self._states: dict[str, np.ndarray] = {}
         self.restore(0)
@@ -95,12 +88,7 @@ class Progress:
     def restore(self, step: int, losses: ArrayLike = ()) -> None:
         """Goes on with a run of an earlier session: the next loop begins at `step`.
 
-        Args:
-            step: Steps that are done, from 0 to `total`.
-            losses: What `losses` was then, at most one a step; fewer count as evenly spread.
-
-        Raises:
-            ValueError: An argument is not what is accepted.
+        `losses` are those of that session, at most one a step; fewer count as evenly spread.
         """
         step = check_integer("step", step, 0, self.total)
         losses = np.asarray(losses, np.float64)
@@ -125,7 +113,6 @@ class Progress:
 
         Raises:
             Diverged: A scalar of this turn or the one before is NaN or infinite.
-            ValueError: `loss` is no scalar, or states are not of that shape.
         """
         require(np.ndim(loss) == 0, "loss", "a scalar", loss)
         self._settle()
@@ -145,12 +132,9 @@ class Progress:
             self._compiled = self.step, time.monotonic()
 
     def settled(self, run: Any) -> Any:
-        """Returns `run`, a tree of arrays, once it and all that was reported is known as finite.
+        """Returns `run`, a tree of arrays, or raises Diverged: it or a report is not finite.
 
         To be called on what is saved: the gradient of a finite loss may still be infinite.
-
-        Raises:
-            Diverged: A number that was reported, or one in `run`, is NaN or infinite.
         """
         self._settle()
         for path, leaf in jax.tree_util.tree_leaves_with_path(run):
@@ -169,15 +153,16 @@ class Progress:
 
     def _settle(self) -> None:
         """Waits for what was reported last."""
-        if self._pending is not None:
-            step, numbers = self._pending
-            numbers = {name: float(value) for name, value in numbers.items()}
-            for name, number in numbers.items():
-                if not math.isfinite(number):
-                    text = str(number).replace("nan", "NaN")
-                    raise Diverged(f"The {name} of {self._unit} {step} is {text}")
-            self._losses[step] = numbers.pop("loss")
-            self._numbers, self._pending = numbers, None
+        if self._pending is None:
+            return
+        step, numbers = self._pending
+        numbers = {name: float(value) for name, value in numbers.items()}
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                text = str(number).replace("nan", "NaN")
+                raise Diverged(f"The {name} of {self._unit} {step} is {text}")
+        self._losses[step] = numbers.pop("loss")
+        self._numbers, self._pending = numbers, None
 
     def _start_clock(self) -> None:
         self._started_at, self._shown_at = time.monotonic(), -math.inf

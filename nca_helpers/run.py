@@ -23,8 +23,6 @@ from nca_helpers.checkpoint import as_json, open_npz
 from nca_helpers.checks import check_integer, require, shown
 from nca_helpers.files import as_path, claim, is_claimed_by_another, replace_file
 
-__all__ = ["restore_run", "save_run"]
-
 
 def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> Path:
     """Writes all that a training needs to go on later, in place of the run saved there before.
@@ -36,18 +34,11 @@ def save_run(folder: str | os.PathLike, run: Any, *, step: int, **meta: Any) -> 
     still runs has saved there since this one last did, its run is replaced, with a warning.
 
     Args:
-        folder: Where to, for this run alone; `~` is the home folder, a missing one is made.
+        folder: Where to, for this run alone. It is what is returned.
         run: A tree of numbers and of arrays of numbers, NumPy's or JAX's, on any devices of this
             process.
         step: Steps that are done.
         **meta: What must be the same when the run goes on (preset, seed, ...), as JSON knows it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: An argument is not what is accepted; nothing has been written then.
-        OSError: The run cannot be written; the old one is still there.
     """
     folder, arrays, meta = _checked(folder, "run", run, meta)
     leaves = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}

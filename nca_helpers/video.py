@@ -23,7 +23,7 @@ _FASTEST_FPS = 50  # Browsers slow down what asks for less than 20 ms a frame.
 
 
 def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scale: int = 4) -> Path:
-    """Writes a video; the file's ending says in which format.
+    """Writes a video, and returns its path, whose ending says in which format.
 
     GIF and WebP loop for ever. WebP keeps every colour; GIF has one palette of 255 colours, not
     dithered, in which white stays white. MP4 gets a white row or column where a side is odd.
@@ -33,18 +33,13 @@ def save_video(path: str | os.PathLike, frames: ArrayLike, fps: float = 30, scal
     longer. Either way the duration is `len(frames) / fps` to 10 ms.
 
     Args:
-        path: Where to; `~` is the home folder, a missing folder is made, and a write that fails
-            leaves the old file.
-        frames: `(time, height, width, 3 or 1)`, floats in [0, 1] or uint8.
+        path: Where to.
+        frames: `(time, height, width, 3 or 1)`, floats in [0, 1] or uint8. One may stand for 655
+            seconds in GIF, for 16,777 in WebP.
         fps: Frames a second.
         scale: Each cell becomes a square of this many pixels a side.
 
-    Returns:
-        The path.
-
     Raises:
-        ValueError: An argument is not what is accepted, or the format cannot hold the frames: one
-            may stand for 655 seconds in GIF, for 16,777 in WebP. Nothing has been written then.
         RuntimeError: MP4 was asked for and there is no ffmpeg.
         OSError: The file cannot be written, or ffmpeg gives up.
     """
@@ -58,16 +53,8 @@ def show_video(frames: ArrayLike, fps: float = 30, scale: int = 4, alt: str | No
 
     The cell's output is an animated PNG: of the formats that move, the only one with a MIME
     type (`image/png`) that Jupyter, Colab, Kaggle, VS Code, nbconvert and GitHub all show, and
-    a third of the size of a GIF, whose colours and speed it has (see `save_video`).
-
-    Args:
-        frames: `(time, height, width, 3 or 1)`, floats in [0, 1] or uint8.
-        fps: Frames a second.
-        scale: Each cell becomes a square of this many pixels a side.
-        alt: What is to be seen, for those who cannot see it.
-
-    Raises:
-        ValueError: An argument is not what is accepted.
+    a third of the size of a GIF, whose colours and speed it has. `frames`, `fps` and `scale` are
+    those of `save_video`; `alt` says what is to be seen, for those who cannot see it.
     """
     pixels, fps, scale = _checked_video(frames, fps, scale)
     alt = alt or f"Video of {len(pixels)} frames, {len(pixels) / fps:.1f} seconds"
@@ -84,14 +71,14 @@ def _checked_video(frames: ArrayLike, fps: float, scale: int) -> tuple[np.ndarra
     is_video = frames.ndim == 4 and 0 not in frames.shape and frames.shape[-1] in (1, 3)
     require(is_video, "frames", accepted, frames)
     check_number("fps", fps, 1e-5, 1e6)
-    check_integer("scale", scale, 1)
+    scale = check_integer("scale", scale, 1)
     if frames.dtype != np.uint8:
         check_finite("frames", frames)
         low, high = float(frames.min()), float(frames.max())
         in_range = low >= -1e-3 and high <= 1 + 1e-3
         require(in_range, "frames", "in [0, 1] or of uint8", {"lowest": low, "highest": high})
         frames = (255 * frames.clip(0, 1)).round().astype(np.uint8)
-    return np.broadcast_to(frames, (*frames.shape[:3], 3)), float(fps), int(scale)
+    return np.broadcast_to(frames, (*frames.shape[:3], 3)), float(fps), scale
 
 
 def encode_pictures(file_format: str, pixels: np.ndarray, fps: float, scale: int) -> bytes:
@@ -146,8 +133,7 @@ def _palette_pictures(pixels: np.ndarray, scale: int) -> tuple[list[Image.Image]
 def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:
     if shutil.which("ffmpeg") is None:
         raise RuntimeError(
-            "MP4 needs the program ffmpeg, which was not found: install it, "
-            "or write .gif or .webp, which need nothing"
+            "MP4 needs ffmpeg, which is not found: install it, or write .gif or .webp"
         )
     source = f"-f rawvideo -pix_fmt rgb24 -s {pixels.shape[2]}x{pixels.shape[1]} -r {fps} -i -"
     # Colour has half the resolution of brightness, so that both sides must be even.
@@ -156,9 +142,8 @@ def _encode_mp4(pixels: np.ndarray, fps: float, scale: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "video.mp4"
         # Not by mediapy, which loses what ffmpeg says if that ends before it has read all.
-        options = f"-v error {source} {target} -pix_fmt yuv420p".split()
-        command = ["ffmpeg", *options, str(video)]
-        ran = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
+        command = f"ffmpeg -v error {source} {target} -pix_fmt yuv420p".split()
+        ran = subprocess.run([*command, video], input=pixels.tobytes(), capture_output=True)
         if ran.returncode:
             said = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
             said = said or f"nothing, and ended with {ran.returncode}; is the disk full?"
