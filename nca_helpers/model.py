@@ -27,21 +27,14 @@ from nca_helpers.checks import check_integer, check_key, check_number, check_sta
 ALIVE_THRESHOLD = 0.1
 FIRE_RATE = 0.5
 
+Number = float | Array  # One number; an array may be traced.
+
 
 def seed_state(height: int, width: int, channels: int = 16) -> Array:
     """Returns the first state: one living cell in the middle of an empty grid.
 
-    Args:
-        height: Rows of the grid, at least 1.
-        width: Columns of the grid, at least 1.
-        channels: Channels of a cell, at least 4 (RGBA).
-
-    Returns:
-        `(height, width, channels)` zeros, and 1.0 in alpha and every hidden channel of the
-        cell at `[height // 2, width // 2]`.
-
-    Raises:
-        ValueError: A size is not an integer of at least 1, or 4 for `channels`.
+    That is `(height, width, channels)` zeros, with 1.0 in alpha and every hidden channel of the
+    cell at `[height // 2, width // 2]`. A cell has at least 4 channels (RGBA).
     """
     check_integer("height", height, 1)
     check_integer("width", width, 1)
@@ -51,17 +44,10 @@ def seed_state(height: int, width: int, channels: int = 16) -> Array:
 
 
 def living_mask(state: Array, threshold: float = ALIVE_THRESHOLD) -> Array:
-    """Returns which cells live: those with a mature cell in their 3×3 neighbourhood.
+    """Returns which cells live, `(..., height, width)` booleans.
 
-    Args:
-        state: `(..., height, width, channels)`.
-        threshold: A cell is mature if its alpha is strictly above this.
-
-    Returns:
-        `(..., height, width)` booleans. Outside the grid nothing is alive.
-
-    Raises:
-        ValueError: `state` has another shape or holds no floats.
+    Those live that have a mature cell, one with an alpha strictly above the threshold, in their
+    3×3 neighbourhood. Outside the grid nothing is alive.
     """
     check_state(state)
     return widen(mature(state, threshold))
@@ -82,24 +68,21 @@ def widen(mask: Array) -> Array:
     return rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]
 
 
-def perceive(state: Array, angle: float | Array = 0.0) -> Array:
-    """Returns what each cell sees: itself and the slope of every channel around it.
+def perceive(state: Array, angle: Number = 0.0) -> Array:
+    """Returns what each cell sees, `(..., height, width, 3 * channels)`.
 
-    Args:
-        state: `(..., height, width, channels)`.
-        angle: Turns the cell's frame, in radians: `x' = cos·gx - sin·gy` and
-            `y' = sin·gx + cos·gy`.
-
-    Returns:
-        `(..., height, width, 3 * channels)`: the state, its gradient along x (to the right)
-        and along y (downwards), by Sobel filters divided by 8, with zeros outside the grid.
-
-    Raises:
-        ValueError: `state` has another shape or holds no floats, or `angle` is not one number.
+    That is the state, its gradient along x (to the right) and along y (downwards), by Sobel filters
+    divided by 8, with zeros outside the grid. `angle`, in radians, turns the cell's frame:
+    `x' = cos·gx - sin·gy` and `y' = sin·gx + cos·gy`.
     """
     check_state(state)
     check_number("angle", angle)
-    along_x, along_y = _sobel(state)
+    padded = jnp.pad(state, [(0, 0)] * (state.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
+    # Shifted slices, because XLA's grouped convolution is far slower on a CPU.
+    up, middle, down = padded[..., :-2, :, :], padded[..., 1:-1, :, :], padded[..., 2:, :, :]
+    smooth, slope = (up + 2 * middle + down) / 8, (down - up) / 8
+    along_x = smooth[..., 2:, :] - smooth[..., :-2, :]
+    along_y = slope[..., :-2, :] + 2 * slope[..., 1:-1, :] + slope[..., 2:, :]
     # An upright frame, the common case, is not charged for the turn.
     if not (isinstance(angle, numbers.Real) and angle == 0):
         angle = jnp.asarray(angle, state.dtype)  # Else a float64 makes the state one.
@@ -111,8 +94,15 @@ def perceive(state: Array, angle: float | Array = 0.0) -> Array:
 class NCA(nnx.Module):
     """A neural cellular automaton: one small network that every cell runs.
 
-    `step` is the rule for a given fire mask, and what to override to change it; calling the
-    automaton draws the mask and takes one step.
+    Calling it draws which cells fire and takes one `step`, which is the rule, and what to override
+    to change it.
+
+    Args:
+        channels: Channels of a cell, at least 4 (RGBA).
+        hidden: Width of the hidden layer.
+        fire_rate: Probability that a cell fires in a step, in [0, 1].
+        alive_threshold: Alpha above which a cell is mature, finite.
+        rngs: Source of the initial weights.
 
     Attributes:
         hidden: Dense layer, perception `(3 * channels)` to `(hidden_size)`.
@@ -129,18 +119,7 @@ class NCA(nnx.Module):
         alive_threshold: float = ALIVE_THRESHOLD,
         rngs: nnx.Rngs,
     ):
-        """Initialises the weights.
-
-        Args:
-            channels: Channels of a cell, at least 4 (RGBA).
-            hidden: Width of the hidden layer.
-            fire_rate: Probability that a cell fires in a step, in [0, 1].
-            alive_threshold: Alpha above which a cell is mature, finite.
-            rngs: Source of the initial weights.
-
-        Raises:
-            ValueError: An argument is outside its range.
-        """
+        """Initialises the weights."""
         check_number("fire_rate", fire_rate, 0, 1)
         check_number("alive_threshold", alive_threshold)
         self.channels = check_integer("channels", channels, 4)
@@ -148,32 +127,20 @@ class NCA(nnx.Module):
         self.fire_rate = float(fire_rate)
         self.alive_threshold = float(alive_threshold)
         self.hidden = nnx.Linear(3 * channels, hidden, rngs=rngs)
-        self.update = nnx.Linear(
-            hidden, channels, kernel_init=nnx.initializers.zeros_init(), rngs=rngs
-        )
+        self.update = nnx.Linear(hidden, channels, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def step(
-        self,
-        state: Array,
-        fire: Array,
-        *,
-        angle: float | Array = 0.0,
-        step_size: float | Array = 1.0,
+        self, state: Array, fire: Array, *, angle: Number = 0.0, step_size: Number = 1.0
     ) -> Array:
-        """Takes one step in which exactly the cells in `fire` update themselves.
+        """Returns the next state, after a step in which exactly the cells in `fire` update.
+
+        A cell is emptied unless it lives both before and after the update.
 
         Args:
             state: `(..., height, width, channels)`.
             fire: `(..., height, width)` booleans.
             angle: Turns every cell's frame, in radians (see `perceive`).
             step_size: Multiplies the update.
-
-        Returns:
-            The next state, of the same shape. A cell is emptied unless it lives both before
-            and after the update.
-
-        Raises:
-            ValueError: An argument is not what is accepted.
         """
         check_settings(None, angle, step_size)
         check_state(state, self.channels)
@@ -191,24 +158,14 @@ class NCA(nnx.Module):
         state: Array,
         key: Array,
         *,
-        fire_rate: float | Array | None = None,
-        angle: float | Array = 0.0,
-        step_size: float | Array = 1.0,
+        fire_rate: Number | None = None,
+        angle: Number = 0.0,
+        step_size: Number = 1.0,
     ) -> Array:
-        """Takes one step in which each cell fires with probability `fire_rate`.
+        """Returns the next state: a `step` in which each cell fires with probability `fire_rate`.
 
-        Args:
-            state: `(..., height, width, channels)`.
-            key: Random key of this step.
-            fire_rate: In place of the automaton's own, in [0, 1].
-            angle: Turns every cell's frame, in radians (see `perceive`).
-            step_size: Multiplies the update.
-
-        Returns:
-            The next state, of the same shape.
-
-        Raises:
-            ValueError: An argument is not what is accepted.
+        `key` is a random key, for this step alone; `fire_rate`, in [0, 1], stands in place of the
+        automaton's own. The rest is as of `step`.
         """
         check_state(state, self.channels)
         check_settings(fire_rate, angle, step_size)
@@ -242,10 +199,8 @@ def has_own_rule(nca: NCA) -> bool:
     )
     if overridden or type(nca.hidden) is not nnx.Linear or type(nca.update) is not nnx.Linear:
         return True
-    shapes = {
-        "/".join(map(str, path)): jnp.shape(variable[...])
-        for path, variable in nnx.to_flat_state(nnx.state(nca))
-    }
+    variables = nnx.to_flat_state(nnx.state(nca))
+    shapes = {"/".join(map(str, path)): jnp.shape(variable[...]) for path, variable in variables}
     return shapes != weight_shapes(nca.channels, nca.hidden_size)
 
 
@@ -279,18 +234,3 @@ def check_settings(fire_rate: Any, angle: Any, step_size: Any) -> None:
     check_number("fire_rate", 0 if fire_rate is None else fire_rate, 0, 1)
     check_number("angle", angle)
     check_number("step_size", step_size)
-
-
-def _sobel(state: Array) -> tuple[Array, Array]:
-    """Returns the gradients along x and y: Sobel filters divided by 8, zeros outside.
-
-    Shifted slices, because XLA's grouped convolution is far slower on a CPU.
-    """
-    pad = [(0, 0)] * (state.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
-    padded = jnp.pad(state, pad)
-    up, middle, down = padded[..., :-2, :, :], padded[..., 1:-1, :, :], padded[..., 2:, :, :]
-    smooth = (up + 2 * middle + down) / 8
-    slope = (down - up) / 8
-    along_x = smooth[..., 2:, :] - smooth[..., :-2, :]
-    along_y = slope[..., :-2, :] + 2 * slope[..., 1:-1, :] + slope[..., 2:, :]
-    return along_x, along_y

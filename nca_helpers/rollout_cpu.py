@@ -40,9 +40,6 @@ SMALLEST_HIDDEN = 64
 # On a larger grid a rollout from a seed gains more by windows than by the channels first.
 MOST_PLANE_CELLS = 2_500
 
-# "fire_rate", and of "angle" and "step_size" what is not the default.
-Settings = dict[str, Any]
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def rollout_cpu(
@@ -53,9 +50,9 @@ def rollout_cpu(
     states: Array,
     key: Array,
     lengths: Array,
-    settings: Settings,
+    settings: dict[str, Any],
 ) -> Array:
-    """Runs each sample for its own number of steps.
+    """Returns the last states, `(n, height, width, channels)`: each sample after its own length.
 
     Args:
         graph: Of an `NCA` without a rule of its own (`has_own_rule`).
@@ -66,9 +63,6 @@ def rollout_cpu(
         key: A threefry key. With another kind a sample's draw would depend on its neighbours'.
         lengths: `(n,)` int32.
         settings: "fire_rate", and "angle" and "step_size" where they are not the defaults.
-
-    Returns:
-        The last states, `(n, height, width, channels)`.
     """
     return _forward(graph, 0, mesh, weights, states, key, lengths, settings)[0]
 
@@ -80,23 +74,28 @@ def _forward(graph, capacity, mesh, weights, states, key, lengths, settings):
         index, state, length = sample
         weights, key, settings = shared
         nca = nnx.merge(graph, weights)
-        step = functools.partial(_step_and_pull_back(nca)[0], nca, settings)
+        is_small = nca.hidden_size < SMALLEST_HIDDEN
+        step = functools.partial(_step if is_small else _sparse_step, nca, settings)
 
         def draw(t):
             step_key = jax.random.fold_in(key, t)
-            return fire_mask(step_key, index, settings["fire_rate"], state.shape[:2])
+            return fire_mask(step_key, index, settings["fire_rate"], (height, width))
 
-        small = nca.hidden_size < SMALLEST_HIDDEN and height * width <= MOST_PLANE_CELLS
-        if small and not capacity:
+        if is_small and height * width <= MOST_PLANE_CELLS and not capacity:
             return rollout_planes(nca, state, draw, length, settings), kept
 
         def advance(t, carry):
             state, kept = carry
             fire = draw(t)
             (following, alive), _ = _in_window(nca, step, state, fire)
+
+            def write(kept, now):
+                # Where .at[place, t].set() scatters, this is known to stay in place.
+                start = (place, t, *(jnp.int32(0) for _ in now.shape))
+                return jax.lax.dynamic_update_slice(kept, now[None, None], start)
+
             if capacity:
-                now = state, jnp.stack([fire, alive])
-                kept = jax.tree.map(functools.partial(_write, place, t), kept, now)
+                kept = jax.tree.map(write, kept, (state, jnp.stack([fire, alive])))
             return following, kept
 
         return jax.lax.fori_loop(0, length, advance, (state, kept))
@@ -123,7 +122,8 @@ def _backward(graph, capacity, mesh, residuals, cotangents):
         length, cotangent = sample
         weights, settings = shared
         nca = nnx.merge(graph, weights)
-        pull_back = functools.partial(_step_and_pull_back(nca)[1], graph, weights, settings)
+        pull_back = _pull_back if nca.hidden_size < SMALLEST_HIDDEN else _sparse_pull_back
+        pull_back = functools.partial(pull_back, graph, weights, settings)
 
         def retreat(i, carry):
             cotangent, sums = carry
@@ -141,22 +141,15 @@ def _backward(graph, capacity, mesh, residuals, cotangents):
         return results, ()
 
     (cotangents, sums), _ = spread(share, mesh, (lengths, cotangents, kept), (weights, settings))
-    weights_cotangent, settings_cotangent = jax.tree.map(lambda share: share.sum(0), sums)
-    return weights_cotangent, cotangents, None, None, settings_cotangent
+    of_weights, of_settings = jax.tree.map(lambda share: share.sum(0), sums)
+    return of_weights, cotangents, None, None, of_settings
 
 
 rollout_cpu.defvjp(_forward, _backward)
 
 
-def _step_and_pull_back(nca: NCA) -> tuple[Callable, Callable]:
-    """Returns how this automaton takes a step here, and how the gradient takes it back.
-
-    The one returns the next state and which cells live in it, the other the cotangent of the state,
-    and those of weights and settings.
-    """
-    if nca.hidden_size < SMALLEST_HIDDEN:
-        return _step, _pull_back
-    return _sparse_step, _sparse_pull_back
+# A step returns the next state and which cells live in it. What takes it back for the gradient
+# returns the cotangent of the state, and those of weights and settings.
 
 
 def _step(nca, settings, state, fire):
@@ -215,11 +208,11 @@ def _sparse_pull_back(graph, weights, settings, state, fire, alive, cotangent):
     return (cotangent + around,), [weights_share, jax.tree.map(jnp.add, settings_share, turned)]
 
 
-def _frame(settings: Settings) -> dict:
+def _frame(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "fire_rate"}
 
 
-def _network(nca: NCA, settings: Settings, seen: Array) -> Array:
+def _network(nca: NCA, settings: dict[str, Any], seen: Array) -> Array:
     return settings.get("step_size", 1.0) * nca.update(nnx.relu(nca.hidden(seen)))
 
 
@@ -237,12 +230,6 @@ def _blocks_of_rows(cells: Array) -> tuple[Array, Array]:
 
 def _take(cells: Array, rows: Array) -> Array:
     return cells.at[rows].get(mode="fill", fill_value=0, indices_are_sorted=True)
-
-
-def _write(place: Array, t: Array, kept: Array, now: Array) -> Array:
-    # Where .at[place, t].set() scatters, this is known to stay in place.
-    start = (place, t, *(jnp.int32(0) for _ in now.shape))
-    return jax.lax.dynamic_update_slice(kept, now[None, None], start)
 
 
 def _in_window(nca: NCA, function: Callable, state: Array, *grids: Array) -> Any:
@@ -281,7 +268,6 @@ def _in_window(nca: NCA, function: Callable, state: Array, *grids: Array) -> Any
 
 def _extent(lines: Array) -> tuple[Array, Array]:
     """Returns the first line and how many there are around those set, with a margin of three."""
-    size = len(lines)
     first = jnp.maximum(jnp.argmax(lines) - 3, 0)
-    end = jnp.minimum(size - jnp.argmax(lines[::-1]) + 3, size)
+    end = jnp.minimum(len(lines) - jnp.argmax(lines[::-1]) + 3, len(lines))
     return first, jnp.where(lines.any(), end - first, 0)

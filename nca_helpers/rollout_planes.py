@@ -24,7 +24,7 @@ BLOCK = 4
 def rollout_planes(
     nca: NCA, state: Array, draw: Callable[[Array], Array], length: Array, settings: dict[str, Any]
 ) -> Array:
-    """Runs one sample.
+    """Returns one sample's last state, `(height, width, channels)`.
 
     Args:
         nca: An automaton without a rule of its own.
@@ -32,9 +32,6 @@ def rollout_planes(
         draw: `draw(t)` returns which cells fire in step `t`, `(height, width)` booleans.
         length: How many steps to take.
         settings: "angle" and "step_size", where they are not the defaults.
-
-    Returns:
-        The last state, `(height, width, channels)`.
     """
     height, width, channels = state.shape
     row = width + 1

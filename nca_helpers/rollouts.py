@@ -19,9 +19,9 @@ from jax import Array
 from jax.interpreters.ad import JVPTracer
 from jax.sharding import Mesh
 
-from nca_helpers.checks import check_integer, check_key, check_state, require, shown
+from nca_helpers.checks import check_integer, check_key, check_state, require
 from nca_helpers.devices import find_mesh, move
-from nca_helpers.model import NCA, check_settings, has_own_rule
+from nca_helpers.model import NCA, Number, check_settings, has_own_rule
 from nca_helpers.rollout_cpu import rollout_cpu
 
 # Gradients of lengths up to the same multiple of this share one compilation.
@@ -35,14 +35,15 @@ def rollout(
     num_steps: int | Array,
     *,
     max_steps: int | None = None,
-    fire_rate: float | Array | None = None,
-    angle: float | Array = 0.0,
-    step_size: float | Array = 1.0,
+    fire_rate: Number | None = None,
+    angle: Number = 0.0,
+    step_size: Number = 1.0,
 ) -> Array:
-    """Runs the automaton and returns the last state.
+    """Returns the state after `num_steps` steps, of the same shape.
 
-    Differentiable with respect to the weights, `state`, `angle` and `step_size`. The length is
-    a run-time value: one compilation serves every length.
+    Differentiable with respect to the weights, `state`, `angle` and `step_size`, any number of
+    times. But in a `jit` of its own inside the derivative, on a CPU, JAX refuses `jax.jvp` alone
+    and a gradient of a gradient. One compilation serves every length.
 
     On a CPU the samples of a batch are spread over the devices: over the mesh in force
     (`jax.set_mesh`), else, outside of `jit`, over all local devices. The result does not depend on
@@ -52,21 +53,13 @@ def rollout(
         nca: The automaton, with any rule: a subclass's own `step` or `__call__` is what is run.
         state: `(..., height, width, channels)`.
         key: Random key; step `t` uses `jax.random.fold_in(key, t)`.
-        num_steps: How many steps to take: an integer of at least 0, a traced integer (then give
-            `max_steps`), or one integer for each sample of the leading batch axis.
+        num_steps: An integer of at least 0, a traced integer (then give `max_steps`), or one
+            integer for each sample of the leading batch axis.
         max_steps: The most steps that the gradient has room for. A concrete `num_steps` above
             it is refused, a traced one is clamped.
         fire_rate: In place of the automaton's own, in [0, 1].
         angle: Turns every cell's frame, in radians.
         step_size: Multiplies the update.
-
-    Returns:
-        The state after `num_steps` steps, of the same shape. Derivatives of any order are those of
-        the plain loop, `jax.hessian` too. But in a `jit` of its own inside the derivative, on a
-        CPU, JAX refuses `jax.jvp` alone and a gradient of a gradient.
-
-    Raises:
-        ValueError: An argument is not what is accepted. Nothing has been compiled then.
     """
     options = _check(nca, state, key, fire_rate, angle, step_size)
     lengths, capacity = _check_lengths(num_steps, max_steps, jnp.shape(state))
@@ -122,7 +115,8 @@ def _fast(graph, capacity, mesh, weights, state, key, lengths, options):
 
 def _is_fast(nca: NCA, state: Array, key: Array) -> bool:
     """Returns whether `rollout_cpu` is proven for this rule, and pays."""
-    is_threefry = key.shape == (2,) if key.dtype == jnp.uint32 else _is_threefry(key)
+    is_old = key.dtype == jnp.uint32
+    is_threefry = key.shape == (2,) if is_old else "threefry" in str(jax.random.key_impl(key))
     is_float32 = jnp.result_type(state) == jnp.float32
     return jax.default_backend() == "cpu" and is_threefry and is_float32 and not has_own_rule(nca)
 
@@ -133,26 +127,13 @@ def rollout_frames(
     key: Array,
     num_steps: int,
     *,
-    fire_rate: float | Array | None = None,
-    angle: float | Array = 0.0,
-    step_size: float | Array = 1.0,
+    fire_rate: Number | None = None,
+    angle: Number = 0.0,
+    step_size: Number = 1.0,
 ) -> Array:
-    """Runs the automaton and returns every state, the first included.
+    """Returns every state, the first included: `(num_steps + 1, ..., height, width, channels)`.
 
-    Args:
-        nca: The automaton, with any rule.
-        state: `(..., height, width, channels)`.
-        key: Random key; step `t` uses `jax.random.fold_in(key, t)`.
-        num_steps: How many steps to take, an integer of at least 0, not traced.
-        fire_rate: In place of the automaton's own, in [0, 1].
-        angle: Turns every cell's frame, in radians.
-        step_size: Multiplies the update.
-
-    Returns:
-        `(num_steps + 1, ..., height, width, channels)`.
-
-    Raises:
-        ValueError: An argument is not what is accepted. Nothing has been compiled then.
+    The arguments are those of `rollout`, but `num_steps` is one integer, not traced.
     """
     options = _check(nca, state, key, fire_rate, angle, step_size)
     num_steps = check_integer("num_steps", num_steps, 0)
@@ -178,24 +159,16 @@ def _check(nca, state, key, fire_rate, angle, step_size) -> dict[str, Any]:
     """Returns the options of a step that are not its defaults, in float32."""
     require(isinstance(nca, NCA), "nca", "an NCA", nca)
     check_state(state, nca.channels)
-    is_precise = jnp.result_type(state).itemsize >= 4
-    require(is_precise, "state", "float32", state)
+    require(jnp.result_type(state).itemsize >= 4, "state", "float32", state)
     check_key("key", key)
     check_settings(fire_rate, angle, step_size)
     # Part of the structure, not of the values: an upright frame costs nothing.
-    options, defaults = (
-        dict(zip(("fire_rate", "angle", "step_size"), values, strict=True))
-        for values in ((fire_rate, angle, step_size), (None, 0, 1))
-    )
+    options = {"fire_rate": (fire_rate, None), "angle": (angle, 0), "step_size": (step_size, 1)}
     return {
         name: jnp.asarray(value, jnp.float32) if isinstance(value, jax.Array) else np.float32(value)
-        for name, value in options.items()
-        if isinstance(value, jax.Array) or value != defaults[name]
+        for name, (value, default) in options.items()
+        if isinstance(value, jax.Array) or value != default
     }
-
-
-def _is_threefry(key: Array) -> bool:
-    return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
 def _is_beyond_reverse_mode(tracer: Any) -> bool:
@@ -214,34 +187,18 @@ def _is_beyond_reverse_mode(tracer: Any) -> bool:
 
 def _check_lengths(num_steps, max_steps, state_shape: tuple[int, ...]):
     """Returns the lengths as an int32 array or tracer, and the room that a gradient needs."""
-    if max_steps is not None:
-        max_steps = check_integer("max_steps", max_steps, 0)
-    if isinstance(num_steps, jax.core.Tracer):
-        if max_steps is None:
-            raise ValueError("num_steps is traced, so max_steps must be given, got None")
-        _check_lengths_array(num_steps, state_shape)
-        return jnp.clip(num_steps, 0, max_steps).astype(jnp.int32), max(max_steps, 1)
-    if np.ndim(num_steps) == 0:
-        num_steps = check_integer("num_steps", np.asarray(num_steps)[()], 0)
-    lengths = np.asarray(num_steps)
-    _check_lengths_array(lengths, state_shape)
-    longest = int(lengths.max(initial=0))
-    most = np.iinfo(np.int32).max if max_steps is None else max_steps
-    if lengths.min(initial=0) < 0 or longest > most:
-        limit = "" if max_steps is None else " (max_steps)"
-        given = f"{lengths.min()} to {longest}" if lengths.ndim else shown(num_steps)
-        raise ValueError(f"num_steps must be at least 0 and at most {most}{limit}, got {given}")
-    if max_steps is None:
-        max_steps = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return lengths.astype(np.int32), max(max_steps, 1)
-
-
-def _check_lengths_array(lengths, state_shape: tuple[int, ...]) -> None:
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"num_steps must hold integers, got {lengths.dtype}")
-    batch = state_shape[:-3]
-    if lengths.ndim and (not batch or lengths.shape != batch[:1]):
-        raise ValueError(
-            "num_steps must be one integer, or one for each sample of state's leading axis, "
-            f"got shape {lengths.shape} for a state of shape {state_shape}"
-        )
+    is_traced, is_bounded = isinstance(num_steps, jax.core.Tracer), max_steps is not None
+    most = check_integer("max_steps", max_steps, 0) if is_bounded else np.iinfo(np.int32).max
+    require(is_bounded or not is_traced, "max_steps", "given where num_steps is traced", max_steps)
+    lengths = num_steps if is_traced else np.asarray(num_steps)
+    is_integer = jnp.issubdtype(lengths.dtype, jnp.integer)
+    is_as_wanted = is_integer and lengths.shape in ((), state_shape[:-3][:1])
+    accepted = f"one integer, or one for each sample of a state of shape {state_shape}"
+    require(is_as_wanted, "num_steps", accepted, num_steps)
+    if is_traced:
+        return jnp.clip(lengths, 0, most).astype(jnp.int32), max(most, 1)
+    shortest, longest = int(lengths.min(initial=0)), int(lengths.max(initial=0))
+    for length in (shortest, longest):
+        check_integer("num_steps", length, 0, most)
+    room = most if is_bounded else -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return lengths.astype(np.int32), max(room, 1)
