@@ -7,9 +7,9 @@ both halves on a device of two threads, so a notebook makes a device of each cor
 one place, `spread`: over the mesh in force (`jax.set_mesh`) or given, or over all devices.
 """
 
-import math
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +31,25 @@ def usable_cores(system: Path = Path("/sys/fs/cgroup"), process: Path = Path("/p
     That is `PYTHON_CPU_COUNT` if it is set, as in Python 3.13. Else it is the cores that the
     process may run on, but no more than a container's quota of processor time (cgroup v1 or v2)
     keeps busy. `os.cpu_count()` knows of neither: in a container it counts the host's cores.
-
-    Args:
-        system: Where the cgroup file system is mounted.
-        process: Where the process file system is mounted.
-
-    Raises:
-        ValueError: `PYTHON_CPU_COUNT` is neither "default" nor an integer of at least 1.
+    `system` and `process` are where the cgroup and the process file system are mounted.
     """
-    asked = os.environ.get("PYTHON_CPU_COUNT", "")
-    if asked not in ("", "default"):
-        if not (asked.isdecimal() and int(asked) >= 1):
-            raise ValueError(f"PYTHON_CPU_COUNT must be an integer of at least 1, got {asked!r}")
+    asked = os.environ.get("PYTHON_CPU_COUNT") or "default"
+    if asked != "default":
+        is_count = asked.isdecimal() and int(asked) >= 1
+        require(is_count, "PYTHON_CPU_COUNT", "an integer of at least 1", asked)
         return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     # A quota of 1.5 cores keeps one core busy; two would wait for each other.
-    return max(1, int(min(cores, _quota(system, process))))
+    return max(1, int(min([cores, *_quotas(system, process)])))
 
 
-def _quota(system: Path, process: Path) -> float:
-    """Returns the processor time that the process's cgroups allow, in cores."""
-    try:
-        lines = (process / "self/cgroup").read_text(errors="replace").splitlines()
-    except OSError:  # Not Linux.
-        return math.inf
-    files = []
-    for line in lines:
+def _quotas(system: Path, process: Path) -> Iterator[float]:
+    """Yields the processor time that each of the process's cgroups allows, in cores."""
+    groups, files = "", []
+    with contextlib.suppress(OSError):  # Not Linux.
+        groups = (process / "self/cgroup").read_text(errors="replace")
+    for line in groups.splitlines():
         _, controllers, path = [*line.split(":", 2), "?", ""][:3]
         # In a container the path is the host's, and what is mounted is the container's own.
         path = Path(path.strip("/"))
@@ -69,16 +59,11 @@ def _quota(system: Path, process: Path) -> float:
             elif "cpu" in controllers.split(","):
                 for mount in (system / controllers / folder, system / "cpu" / folder):
                     files.append([mount / "cpu.cfs_quota_us", mount / "cpu.cfs_period_us"])
-    return min(map(_read_quota, files), default=math.inf)
-
-
-def _read_quota(files: list[Path]) -> float:
-    """Returns quota / period, both in microseconds, from one file (v2) or two (v1)."""
-    try:
-        quota, period = " ".join(file.read_text() for file in files).split()
-        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
+    for parts in files:
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # None there, or "max".
+            quota, period = map(int, " ".join(file.read_text() for file in parts).split())
+            if quota > 0:  # -1 is no limit.
+                yield quota / period
 
 
 def use_every_core() -> Mesh:
@@ -88,22 +73,19 @@ def use_every_core() -> Mesh:
     with the devices there are. `JAX_NUM_CPU_DEVICES`, and `XLA_FLAGS` with a number of host
     devices, are left as they are. On an accelerator nothing is changed.
 
-    Returns:
-        A mesh of all local devices. `jax.set_mesh` puts it in force: a rollout inside a train
-        step's jit then spreads its batch, and arrays lie on all devices from the beginning, so that
-        the second step compiles nothing.
+    `jax.set_mesh` puts the mesh of all local devices, which is returned, in force: a rollout inside
+    a train step's jit then spreads its batch, and arrays lie on all devices from the beginning, so
+    that the second step compiles nothing.
     """
     before = jax.config.jax_num_cpu_devices
     given = before >= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     cores = usable_cores()
-    try:
+    with contextlib.suppress(RuntimeError):  # What is there stays.
         # Any change is refused once JAX runs, which no public function tells.
         jax.config.update("jax_num_cpu_devices", max(before, 0) + 1)
         jax.config.update("jax_num_cpu_devices", before if given else cores)
         # One program at a time: several at once may wait for each other's cores for ever.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    except RuntimeError:  # What is there stays.
-        pass
     devices = jax.local_devices()
     print(f"{len(devices)} × {devices[0].device_kind}, JAX {jax.__version__}")
     if devices[0].platform == "cpu" and len(devices) != cores and not given:
@@ -123,9 +105,6 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
             are pinned to one.
         inside_jit: Whether all devices are taken inside a caller's jit as well. There the arrays
             cannot be asked where they are, and JAX refuses those that are pinned to one device.
-
-    Raises:
-        ValueError: `mesh` is no mesh, or another one than the mesh in force.
     """
     require(isinstance(mesh, Mesh | None), "mesh", "a jax.sharding.Mesh, or None", mesh)
     in_force = jax.sharding.get_abstract_mesh()
@@ -138,10 +117,11 @@ def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> Any
         return in_force if in_force.size > 1 else None
     if mesh is not None:
         return Mesh(mesh.devices, mesh.axis_names)  # Those of jax.make_mesh have explicit axes.
-    leaves, traced = _arrays(arrays), _is_traced(arrays)
-    places = [] if traced else {frozenset(leaf.devices()) for leaf in leaves if leaf.committed}
-    pinned = len(places) == 1 and len(*places) == 1
-    if pinned or (traced and not inside_jit):
+    traced, places = _is_traced(arrays), set()
+    if not traced:
+        leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+        places = {frozenset(leaf.devices()) for leaf in leaves if leaf.committed}
+    if [*map(len, places)] == [1] or (traced and not inside_jit):
         return None
     devices = jax.devices() if inside_jit else jax.local_devices()
     return Mesh(np.array(devices), ("device",)) if len(devices) > 1 else None
@@ -256,11 +236,7 @@ def in_turn(function: Callable, samples: Any, kept: Any, shared: Any) -> tuple[A
     return each(samples, kept, shared)
 
 
-def _arrays(tree: Any) -> list[Array]:
-    return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-
-
 def _is_traced(tree: Any) -> bool:
     """Returns whether an array is traced, or a caller's jit, which also traces new arrays."""
     new = jax.device_put(np.float32(0))  # Put, as `jax_transfer_guard` lets pass.
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*_arrays(tree), new))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in (*jax.tree.leaves(tree), new))

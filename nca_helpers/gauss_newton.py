@@ -28,7 +28,7 @@ import optax
 from jax import Array
 
 from nca_helpers.checks import check_integer, check_number, require
-from nca_helpers.pgpe import check_start
+from nca_helpers.pgpe import check_start, generation_keys
 
 Evaluate = Callable[[Array, Array], Array]
 
@@ -53,8 +53,7 @@ class GaussNewtonState(NamedTuple):
 class GaussNewton:
     """Least squares by evolution: `ask`, `keys` and `tell` as in `PGPE`, but told residuals.
 
-    The object holds settings alone; its methods are pure and work inside `jit` and `scan`. A
-    setting out of range raises ValueError.
+    The object holds settings alone; its methods are pure and work inside `jit` and `scan`.
     """
 
     population_size: int  # The centre, and a candidate for each noise: at best one a weight.
@@ -85,9 +84,6 @@ class GaussNewton:
             key: one key of any kind; see `PGPE.init`.
             init_stdev: of the noise, above 0: one for all parameters, or (n,). Small, for the
                 residuals should change nearly linearly over it.
-
-        Raises:
-            ValueError: an argument is out of range, or there are more candidates than n + 1.
         """
         centre, stdev, data = check_start(init_params, init_stdev, key)
         n, size = centre.size, self.population_size
@@ -108,7 +104,7 @@ class GaussNewton:
 
         So what differs between two candidates is their weights' doing, not luck.
         """
-        return jnp.broadcast_to(_keys(state)[1], self.population_size)
+        return jnp.broadcast_to(generation_keys(state, 3)[1], self.population_size)
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def tell(
@@ -118,17 +114,16 @@ class GaussNewton:
 
         Args:
             state: the one that `ask` was given.
-            residuals: (population_size, m), or ValueError: what a candidate's pictures are, less
-                what they should be. A candidate with one that is not finite does not count; if it
-                is the centre, nothing moves.
+            residuals: (population_size, m): what a candidate's pictures are, less what they should
+                be. A candidate with one that is not finite does not count; if it is the centre,
+                nothing moves.
             evaluate: `evaluate(candidates, keys)` returns the residuals of any candidates, a row
                 for each. With it the step is tried with several dampings, on coin flips that are
                 new to it, against staying; without, one step is taken, with the first damping.
         """
         shape, size = jnp.shape(residuals), self.population_size
-        require(
-            len(shape) == 2 and shape[0] == size, "residuals", f"of shape ({size}, m)", residuals
-        )
+        is_matrix = len(shape) == 2 and shape[0] == size
+        require(is_matrix, "residuals", f"of shape ({size}, m)", residuals)
         noise, place, n = self._noise(state), state.centre / state.stdev, state.centre.size
         usable = jnp.isfinite(residuals).all(axis=1)
         lacks = jnp.where(usable[0], residuals[0], 0.0)
@@ -150,7 +145,7 @@ class GaussNewton:
         dampings = jnp.clip(dampings, *self.damping_range)
         centres, best = jnp.stack([state.centre, *map(solve, dampings)]), 1
         if evaluate:
-            keys = jax.random.split(_keys(state)[2], self.trials)
+            keys = jax.random.split(generation_keys(state, 3)[2], self.trials)
             rows = jnp.repeat(centres, self.trials, axis=0)
             squares = jnp.square(evaluate(rows, jnp.tile(keys, len(centres))))
             loss = squares.mean(axis=1).reshape(-1, self.trials).mean(axis=1)
@@ -168,15 +163,9 @@ class GaussNewton:
     def _noise(self, state: GaussNewtonState) -> Array:
         """Orthogonal noises, each sqrt(n) long: a shuffled cosine transform, a cheap rotation."""
         n = state.centre.size
-        rows, columns, signs = jax.random.split(_keys(state)[0], 3)
+        rows, columns, signs = jax.random.split(generation_keys(state, 3)[0], 3)
         rows = jax.random.permutation(rows, n)[: self.population_size - 1, None]
         # Whole numbers first: as a float the angle would lose its last digits.
         turns = rows * (2 * jax.random.permutation(columns, n) + 1) % (4 * n)
         waves = jnp.cos(turns * (math.pi / (2 * n))) * jnp.where(rows > 0, math.sqrt(2), 1.0)
         return waves * jax.random.rademacher(signs, (n,), jnp.float32)
-
-
-def _keys(state: GaussNewtonState) -> Array:
-    """Keys of this generation for the noise, the candidates' coins, and the steps' coins."""
-    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-    return jax.random.split(jax.random.fold_in(key, state.generation), 3)

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from nca_helpers.checks import check_integer, check_key, check_number, require
 
@@ -40,11 +41,11 @@ from nca_helpers.checks import check_integer, check_key, check_number, require
 class PGPEState(NamedTuple):
     """All that a run has to remember; every leaf is a plain array."""
 
-    centre: jax.Array  # Mean of the search distribution, (n,): the solution.
-    stdev: jax.Array  # Its standard deviation, (n,).
+    centre: Array  # Mean of the search distribution, (n,): the solution.
+    stdev: Array  # Its standard deviation, (n,).
     optimizer_state: optax.OptState
-    key: jax.Array  # Data of a threefry key, (2,) uint32, the same in every generation.
-    generation: jax.Array  # How often `tell` has been called, () int32.
+    key: Array  # Data of a threefry key, (2,) uint32, the same in every generation.
+    generation: Array  # How often `tell` has been called, () int32.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class PGPE:
     """Policy gradients with parameter-based exploration, maximising a fitness.
 
     The object holds settings alone; its methods are pure and work inside `jit`, `vmap` and `scan`.
-    A setting out of range raises ValueError. Source: Sehnke et al., "Policy gradients with
-    parameter-based exploration for control", ICANN 2008.
+    Source: Sehnke et al., "Policy gradients with parameter-based exploration for control", ICANN
+    2008.
     """
 
     population_size: int  # Even, at least 4: antithetic pairs, compared with each other.
@@ -70,51 +71,49 @@ class PGPE:
             check_number(name, getattr(self, name), 0, most)
             object.__setattr__(self, name, float(getattr(self, name)))  # Hashable.
 
-    def init(self, init_params: Any, key: jax.Array, *, init_stdev: Any) -> PGPEState:
-        """Returns the state of generation 0.
+    def init(self, init_params: Any, key: Array, *, init_stdev: Any) -> PGPEState:
+        """Returns the state of generation 0. Traced values are not checked.
 
         Args:
             init_params: the first centre, (n,), as from `jax.flatten_util.ravel_pytree`.
             key: one key of any kind. The run draws from threefry keys, the same on any number of
                 devices; half of an rbg key is the threefry key of the same seed.
             init_stdev: the first standard deviation, above 0: one for all parameters, or (n,).
-
-        Raises:
-            ValueError: an argument, or the optimiser's learning rate, is out of range. Traced
-                values are taken as they are.
         """
         centre, stdev, data = check_start(init_params, init_stdev, key)
-        self._check_optimizer(centre)
+        # optax takes any learning rate; what a gradient of ones becomes tells a bad one.
+        zeros = jnp.zeros_like(centre)
+        step, _ = self.optimizer.update(zeros + 1, self.optimizer.init(zeros), zeros)
+        is_descent = _holds(jnp.isfinite(step)) and _holds(jnp.any(step <= 0))
+        accepted = "a descent with a finite learning rate, 0 or more (down a gradient of ones)"
+        require(is_descent, "optimizer", accepted, step)
         optimizer_state, generation = self.optimizer.init(centre), jnp.zeros((), jnp.int32)
         return PGPEState(centre, stdev, optimizer_state, data, generation)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def ask(self, state: PGPEState, pairs: jax.Array | None = None) -> jax.Array:
+    def ask(self, state: PGPEState, pairs: Array | None = None) -> Array:
         """Draws the population, (population_size, n): members 2i, 2i + 1 are centre ± noise i.
 
-        Args:
-            state: as from `init` or `tell`.
-            pairs: indices of the pairs to draw, (p,): one device's share, (2p, n). None draws all.
+        `pairs` are the indices of those to draw, (p,): one device's share, (2p, n). None draws all.
         """
         noise, centre = self.noise(state, pairs), state.centre[None]
         return jnp.stack([centre + noise, centre - noise], axis=1).reshape(-1, state.centre.size)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def keys(self, state: PGPEState) -> jax.Array:
+    def keys(self, state: PGPEState) -> Array:
         """The generation's keys for the fitness, (population_size,); see `pair_keys`."""
-        return pair_keys(_generation_keys(state)[1], self.population_size)
+        return pair_keys(generation_keys(state)[1], self.population_size)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def tell(self, state: PGPEState, fitness: jax.Array) -> PGPEState:
+    def tell(self, state: PGPEState, fitness: Array) -> PGPEState:
         """Returns the next generation's state: the centre nearer to the fitter members.
 
-        Args:
-            state: the one that `ask` was given.
-            fitness: (population_size,), or ValueError; more is better, what is not finite is worst.
+        `state` is what `ask` was given, `fitness` is (population_size,); more of it is better, what
+        is not finite is worst.
         """
         return self.step(state, *self.gradients(state, self.scores(fitness)))
 
-    def scores(self, fitness: jax.Array) -> jax.Array:
+    def scores(self, fitness: Array) -> Array:
         """The fitness as `tell` weighs it, (population_size,), ranked if so set.
 
         Failed members, whose fitness is not finite, share one score: a pair of them pulls to
@@ -135,10 +134,10 @@ class PGPE:
         return jnp.where(failed, jnp.sum(scores, where=failed) / count, scores)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def noise(self, state: PGPEState, pairs: jax.Array | None = None) -> jax.Array:
+    def noise(self, state: PGPEState, pairs: Array | None = None) -> Array:
         """What `ask` adds to the centre and takes from it: (population_size // 2, n), or (p, n)."""
         pairs = jnp.arange(self.population_size // 2) if pairs is None else jnp.asarray(pairs)
-        key = _generation_keys(state)[0]
+        key = generation_keys(state)[0]
 
         def draw(pair):
             # A key is split off each pair's own, as EvoJAX's `ask` does: its numbers.
@@ -148,14 +147,12 @@ class PGPE:
         return jax.vmap(draw)(pairs)
 
     def gradients(
-        self, state: PGPEState, scores: jax.Array, pairs: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, state: PGPEState, scores: Array, pairs: Array | None = None
+    ) -> tuple[Array, Array]:
         """What pairs add to the gradients of centre and stdev, (n,) each; `tell` climbs the sums.
 
-        Args:
-            state: the one that `ask` was given.
-            scores: of the whole population, as `scores` returns them.
-            pairs: indices, (p,): one device's share; None takes all, those beyond the last add 0.
+        `scores` are those of the whole population, as `scores` returns them; `pairs` the indices of
+        one device's share, (p,). None takes all; those beyond the last add 0.
         """
         plus, minus = scores.reshape(-1, 2).T
         weights = jnp.stack([(plus - minus) / 2, (plus + minus) / 2 - scores.mean()])
@@ -167,9 +164,7 @@ class PGPE:
         shares = pull * noise, spread * (noise**2 - stdev**2) / stdev
         return tuple(jnp.sum(share, axis=0) / len(plus) for share in shares)
 
-    def step(
-        self, state: PGPEState, centre_gradient: jax.Array, stdev_gradient: jax.Array
-    ) -> PGPEState:
+    def step(self, state: PGPEState, centre_gradient: Array, stdev_gradient: Array) -> PGPEState:
         """The end of `tell`: climbs gradients of shape (n,), wherever they were summed."""
         updates, optimizer_state = self.optimizer.update(
             -centre_gradient, state.optimizer_state, state.centre
@@ -183,33 +178,19 @@ class PGPE:
             generation=state.generation + 1,
         )
 
-    def _check_optimizer(self, centre: jax.Array) -> None:
-        # optax takes any learning rate; what a gradient of ones becomes tells a bad one.
-        zeros = jnp.zeros_like(centre)
-        step, _ = self.optimizer.update(zeros + 1, self.optimizer.init(zeros), zeros)
-        is_descent = _holds(jnp.isfinite(step)) and _holds(jnp.any(step <= 0))
-        accepted = "a descent with a finite learning rate, 0 or more (down a gradient of ones)"
-        require(is_descent, "optimizer", accepted, step)
 
+def pair_keys(key: Array, population_size: int) -> Array:
+    """Keys for a population's fitness, (population_size,), in the order of `ask`.
 
-def pair_keys(key: jax.Array, population_size: int) -> jax.Array:
-    """Keys for a population's fitness, equal inside each antithetic pair, in the order of `ask`.
-
-    The same fire masks in a pair let its difference speak of the parameters alone; other masks in
-    every pair keep the gradient from being that of one lucky mask.
-
-    Args:
-        key: of any kind, another one for each generation; `PGPE.keys` sees to that.
-        population_size: an even number of at least 4, or ValueError.
-
-    Returns:
-        (population_size,) keys of the kind given; keys 2i and 2i + 1 are equal.
+    Keys 2i and 2i + 1 are equal: the same fire masks in a pair let its difference speak of the
+    parameters alone; other masks in every pair keep the gradient from being that of one lucky mask.
+    `key` is of any kind, another one for each generation; `PGPE.keys` sees to that.
     """
     _check_population_size(population_size)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(population_size) // 2)
 
 
-def check_start(init_params: Any, init_stdev: Any, key: Any) -> tuple[jax.Array, ...]:
+def check_start(init_params: Any, init_stdev: Any, key: Any) -> tuple[Array, ...]:
     """Returns a run's first centre and stdev, (n,) each, and the data of its threefry key, (2,)."""
     centre = _as_float32("init_params", init_params)
     is_good = centre.ndim == 1 and centre.size and _holds(jnp.isfinite(centre))
@@ -223,13 +204,13 @@ def check_start(init_params: Any, init_stdev: Any, key: Any) -> tuple[jax.Array,
     return centre, jnp.full_like(centre, stdev), data
 
 
-def _generation_keys(state: PGPEState) -> jax.Array:
-    """Two keys of this generation: one for the noise, one for the fitness."""
+def generation_keys(state: Any, count: int = 2) -> Array:
+    """Keys of this generation: for the noise, for the fitness, and what else a solver draws."""
     key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-    return jax.random.split(jax.random.fold_in(key, state.generation))
+    return jax.random.split(jax.random.fold_in(key, state.generation), count)
 
 
-def _as_float32(name: str, value: Any) -> jax.Array:
+def _as_float32(name: str, value: Any) -> Array:
     try:
         if isinstance(value, np.ndarray):  # `jax_debug_nans` of JAX 0.7 refuses NaN in jnp.array.
             return jax.device_put(value.astype(np.float32))
@@ -238,7 +219,7 @@ def _as_float32(name: str, value: Any) -> jax.Array:
         require(False, name, "an array of numbers", value)
 
 
-def _holds(condition: jax.Array) -> bool:
+def _holds(condition: Array) -> bool:
     """Whether the condition holds everywhere, as far as it can be seen before the run."""
     return isinstance(condition, jax.core.Tracer) or bool(np.all(condition))
 
