@@ -1,183 +1,218 @@
-"""Notebook 03's program over several processes: the same result, and what a lost process does."""
+"""`nca_helpers.evolve` over processes and devices, and what becomes of a run that loses them."""
 
+import contextlib
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
-import nbformat
+import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+import scipy.stats
+from flax import nnx
 
-from nca_helpers import restore_run
-from nca_helpers.pgpe import PGPE
+from nca_helpers import NCA, evolve, restore_run, rollout, save_run, seed_state, stopwatch
 
-ROOT = Path(__file__).parent.parent
-GENERATIONS = 20
-PROBLEM = {
-    "emoji": "🦎",
-    "size": 8,
-    "padding": 1,
-    "hidden": 8,
-    "loss_steps": [4, 6, 8],
-    "population_size": 16,
-}
-NUM_WEIGHTS = (3 * 16 + 17) * 8 + 16
+PROBLEM = {"emoji": "🦎", "size": 8, "padding": 1, "hidden": 8, "loss_steps": [4, 6, 8]}
 PATIENCE = 120  # seconds; a slow machine starts and compiles for long
-RUNNING = 100_000  # generations that no test waits for
+RUNNING = ("--generations", "100000")  # more than any test waits for
 
 
-def program() -> str:
-    """What the cells of the notebook write."""
-    notebook = nbformat.read(ROOT / "notebooks" / "03_scaling_on_tpu.ipynb", 4)
-    parts = (cell.source.partition("\n") for cell in notebook.cells)
-    return "".join(
-        body for magic, _, body in parts if re.match("%%writefile.* out/evolve.py", magic)
-    )
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evolve")
-    (folder / "evolve.py").write_text(program(), encoding="utf-8")
-    (folder / "problem.json").write_text(json.dumps(PROBLEM), encoding="utf-8")
+    text = json.dumps(PROBLEM | {"population_size": 16})
+    (folder / "problem.json").write_text(text, encoding="utf-8")
     return folder
 
 
-class Cluster:
-    """Processes that were started together, and that do not outlive their test."""
-
-    def __init__(self, folder, run, count, devices, generations=GENERATIONS):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            coordinator = f"localhost:{free.getsockname()[1]}"
-        self.outputs = [folder / f"{run}_{process}.txt" for process in range(count)]
-        self.processes = []
-        for process, output in enumerate(self.outputs):
-            command = [sys.executable, "evolve.py", "problem.json", run]
-            command += ["--generations", str(generations)]
-            if count > 1:
-                command += ["--coordinator", coordinator, "--processes", str(count)]
-                command += ["--process", str(process)]
-            environment = {
-                "JAX_PLATFORMS": "cpu",
-                "JAX_NUM_CPU_DEVICES": str(devices),
-                "PYTHONPATH": str(ROOT),
-                "PYTHONUNBUFFERED": "1",
-            }
-            with output.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, cwd=folder, env=os.environ | environment, stdout=file, stderr=file
-                    )
-                )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def said(self, process=0):
-        return self.outputs[process].read_text(encoding="utf-8")
-
-    def wait_until_saved(self):
-        start = time.monotonic()
-        while "saved" not in self.said():
-            assert time.monotonic() - start < PATIENCE, self.said()
-            assert self.processes[0].poll() is None, self.said()
-            time.sleep(0.05)
-
-    def end(self):
-        for number, process in enumerate(self.processes):
-            assert process.wait(PATIENCE) == 0, self.said(number)
-        return self
-
-
-def centre_and_step(folder, run):
-    zeros = np.zeros(NUM_WEIGHTS, np.float32)
-    state = PGPE(population_size=16, optimizer=optax.adam(5e-3)).init(
-        zeros, jax.random.key(0), init_stdev=0.02
-    )
-    restored, step = restore_run(folder / run, state)
-    return np.asarray(restored.centre), step
-
-
 @pytest.fixture(scope="module")
-def alone(folder):
-    """The centre after a run of one process with one device."""
-    with Cluster(folder, "alone", 1, devices=1) as cluster:
-        cluster.end()
-    centre, step = centre_and_step(folder, "alone")
-    assert step == GENERATIONS
-    return centre
+def centre_after():
+    """Returns a function: the centre after so many generations in this process, uninterrupted."""
+    fitness, centre = evolve.make_fitness(**PROBLEM)
+    solver = evolve.make_solver(16)
+    generation = jax.jit(evolve.make_generation("fitness", fitness, solver))
+    states = [jax.device_get(solver.init(centre, jax.random.key(0), init_stdev=0.02))]
+
+    def after(generations):
+        while len(states) <= generations:
+            states.append(jax.device_get(generation(states[-1])[0]))
+        return states[generations].centre
+
+    after.first = states[0]
+    return after
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 2), (1, 4)])
-def test_processes_and_devices_do_not_change_the_result(folder, alone, count, devices):
-    run = f"{count}_times_{devices}"
-    with Cluster(folder, run, count, devices) as cluster:
-        cluster.end()
-        said = [cluster.said(process) for process in range(count)]
-    assert all(f"{count * devices} devices, of which {devices} here" in text for text in said)
-    centre, step = centre_and_step(folder, run)
-    assert step == GENERATIONS
-    np.testing.assert_allclose(centre, alone, rtol=0, atol=1e-6)
+@contextlib.contextmanager
+def started(folder, run, *options, **shape):
+    """Processes that do not outlive their test."""
+    processes = evolve.start_here(folder / "problem.json", folder / run, *options, **shape)
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def end(processes, code=0):
+    """Waits for all; returns what each has said since."""
+    said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert [process.returncode for process in processes] == [code] * len(said), said
+    return said
+
+
+def wait_until_saved(process):
+    for line in process.stdout:
+        if "is saved" in line:
+            return
+    raise AssertionError("it ended before it saved")
+
+
+def check_saved(folder, run, centre_after, step=None):
+    """The run that is there is that of one process that nobody disturbed."""
+    state, saved = restore_run(folder / run, centre_after.first)
+    assert step in (None, saved)
+    assert saved == state.generation >= 10
+    np.testing.assert_allclose(state.centre, centre_after(saved), rtol=0, atol=1e-6)
+    return saved
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(folder, centre_after):
+    begun = 0
+    for processes, devices in ((2, 2), (1, 3), (4, 1)):
+        generations = "--generations", str(begun + 10)
+        shape = {"processes": processes, "devices": devices}
+        with started(folder, "elastic", *generations, **shape) as cluster:
+            said = end(cluster)
+        total = f"{processes * devices} devices, of which {devices} here"
+        assert all(f"{total}, begins after generation {begun};" in text for text in said)
+        begun = check_saved(folder, "elastic", centre_after, begun + 10)
+    assert np.abs(centre_after(30) - centre_after(0)).max() > 1e-2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_first(folder, centre_after, processes):
+    run = f"terminated_{processes}"
+    with started(folder, run, *RUNNING, processes=processes, devices=2) as cluster:
+        wait_until_saved(cluster[0])
+        cluster[-1].send_signal(signal.SIGTERM)  # To one of them: the others are told.
+        said = end(cluster, 128 + signal.SIGTERM)
+    saved = check_saved(folder, run, centre_after)
+    assert f"stops at SIGTERM, generation {saved} is saved" in said[0]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_stops_the_others_and_the_run_goes_on(folder, alone, victim):
+def test_a_killed_process_stops_the_others(folder, centre_after, victim):
     run = f"killed_{victim}"
-    with Cluster(folder, run, 2, devices=2, generations=RUNNING) as cluster:
-        cluster.wait_until_saved()
-        cluster.processes[victim].send_signal(signal.SIGKILL)
-        code, said = cluster.processes[1 - victim].wait(60), cluster.said(1 - victim)
-        assert code != 0
-        # JAX's own watch may notice before the sum does; it then ends the process and says so.
-        if "This most likely indicates that another task died" not in said:
-            assert f"process {1 - victim}: stops, another process is gone" in said, said
-            assert "Start all of them again" in said
-
-    _, saved = centre_and_step(folder, run)
-    later = max(2 * GENERATIONS, GENERATIONS * (saved // GENERATIONS + 1))
-    with Cluster(folder, run, 2, devices=2, generations=later) as cluster:
-        assert f"begins after generation {saved}" in cluster.end().said()
-    whole = f"whole_{later}"
-    if not (folder / whole).exists():  # Both victims, as a rule, need the same.
-        with Cluster(folder, whole, 1, devices=1, generations=later) as cluster:
-            cluster.end()
-    centre, step = centre_and_step(folder, run)
-    assert step == later
-    assert np.abs(centre - alone).max() > 1e-4
-    np.testing.assert_allclose(centre, centre_and_step(folder, whole)[0], atol=1e-5)
+    with started(folder, run, *RUNNING, processes=2, devices=2) as cluster:
+        wait_until_saved(cluster[0])
+        cluster[victim].send_signal(signal.SIGKILL)
+        (said,) = end([cluster[1 - victim]], 1) if victim == 0 else [None]
+        said = said or cluster[0].communicate(timeout=PATIENCE)[0]
+        assert cluster[1 - victim].returncode != 0
+    # JAX's own watch may notice before the sum does; it then ends the process and says so.
+    if "This most likely indicates that another task died" not in said:
+        assert f"process {1 - victim}: stops, another process is gone" in said, said
+        assert "Start all of them again" in said
+    check_saved(folder, run, centre_after)
 
 
-def test_a_process_that_hangs_ends_the_others(folder):
-    with Cluster(folder, "hung", 2, devices=1, generations=RUNNING) as cluster:
-        cluster.wait_until_saved()
-        cluster.processes[1].send_signal(signal.SIGSTOP)
-        assert cluster.processes[0].wait(PATIENCE) != 0
-        assert re.search("heartbeat|another (process is gone|task died)", cluster.said(), re.I)
+def test_a_frozen_process_ends_the_others(folder):
+    with started(folder, "frozen", *RUNNING, processes=2) as cluster:
+        wait_until_saved(cluster[0])
+        cluster[1].send_signal(signal.SIGSTOP)
+        said, _ = cluster[0].communicate(timeout=PATIENCE)
+        assert cluster[0].returncode != 0
+        assert re.search("heartbeat|another (process is gone|task died)", said, re.I)
 
 
-def test_a_run_of_another_problem_is_refused(folder, alone):
-    (folder / "other.json").write_text(json.dumps(PROBLEM | {"emoji": "🦋"}), encoding="utf-8")
-    ran = subprocess.run(
-        [sys.executable, "evolve.py", "other.json", "alone"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert ran.returncode != 0
-    assert "holds another run: emoji is '🦎' there, '🦋' here" in ran.stderr
+HANGS = """
+import os
+from jax.experimental import multihost_utils
+
+agree = multihost_utils.reached_preemption_sync_point
+
+def hang_once(step):
+    while step == 12 and os.sys.argv[-1] == "1":
+        pass
+    return agree(step)
+
+multihost_utils.reached_preemption_sync_point = hang_once
+"""
+
+
+def test_a_process_that_hangs_in_python_ends_all(folder, monkeypatch):
+    """Its heart goes on beating."""
+    (folder / "hangs").mkdir()
+    (folder / "hangs" / "sitecustomize.py").write_text(HANGS)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "hangs"))
+    patience = "--patience", "5"
+    with started(folder, "hung", *RUNNING, *patience, processes=2) as cluster:
+        said = end(cluster, 1)
+    assert all("Timeout (0:00:05)" in text for text in said)
+    assert "in hang_once" in said[1], "where it hangs"
+
+
+def test_a_host_that_cannot_resolve_its_own_name_is_told(monkeypatch):
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "nowhere")
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("sys.argv", ["evolve", "p.json", "run", "--coordinator", "localhost:1"])
+    with pytest.raises(SystemExit, match=r"cannot resolve its own name, nowhere, .* /etc/hosts"):
+        evolve.main()
+
+
+def test_a_run_of_another_problem_is_refused(folder, centre_after):
+    save_run(folder / "other", centre_after.first, step=0, **PROBLEM | {"emoji": "🦋"})
+    with started(folder, "other") as cluster:
+        (said,) = end(cluster, 1)
+    assert "holds another run: emoji is '🦋' there, '🦎' here" in said
+
+
+@pytest.mark.parametrize("slower", [stopwatch.plain, stopwatch.convolution])
+def test_the_slower_rollouts_grow_the_same(slower):
+    nca, key = NCA(hidden=8, rngs=nnx.Rngs(0)), jax.random.key(0)
+    nca.update.kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), (8, 16))
+    first = seed_state(9, 11)
+    expected = rollout(nca, first, key, 6)
+    assert jnp.abs(expected - first).max() > 0.1
+    np.testing.assert_allclose(slower(nca, first, key, 6), expected, atol=1e-5)
+
+
+def test_every_round_times_everything(folder, centre_after):
+    save_run(folder / "young", centre_after.first, step=0)
+    jobs = [
+        {"exchange": exchange, "population_size": 4, "grow": grow}
+        for exchange, grow in (("gradients", "plain"), ("told", "rollout"))
+    ]
+    work = {
+        "two devices": [((0, 1), jobs[0])],
+        "at once": [((0,), jobs[0]), ((1,), jobs[0])],
+        ("update", 1): [((0,), jobs[1])],
+    }
+    seconds = stopwatch.measure(PROBLEM, str(folder / "young"), work, 3)
+    assert list(seconds) == list(work)
+    assert all(found.shape == (3,) and np.all(found > 0) for found in seconds.values())
+
+
+def test_a_ratio_is_of_pairs_and_its_interval_a_bootstrap():
+    random = np.random.default_rng(0)
+    rounds = random.lognormal(0, 0.5, 40)  # What hits a whole round cancels out.
+    assert stopwatch.ratio(1.5 * rounds, rounds) == pytest.approx((1.5, 1.5, 1.5))
+    below = rounds * random.lognormal(0, 0.1, 40)
+    middle, *ends = stopwatch.ratio(rounds, below)
+    expected = scipy.stats.bootstrap(
+        (rounds / below,), np.median, method="percentile", rng=1, n_resamples=5_000
+    ).confidence_interval
+    assert middle == np.median(rounds / below)
+    np.testing.assert_allclose(ends, expected, atol=0.01)
