@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import nbformat
 import numpy as np
 import pytest
 from flax import nnx
@@ -93,3 +94,11 @@ def test_the_readme_quotes_the_measured_ratios():
     )
     (memory,) = (line for line in readme.splitlines() if line.startswith("| memory of a train"))
     assert f"| {cax} | – | {here} |" in memory
+
+
+def test_notebook_03_shows_what_evolved_under_the_two_exchanges():
+    import exchanges
+
+    results = json.loads((BENCHMARKS / "exchanges.json").read_text(encoding="utf-8"))
+    notebook = nbformat.read(ROOT / "notebooks" / "03_scaling_on_tpu.ipynb", 4)
+    assert exchanges.table(results) in "".join(cell.source for cell in notebook.cells)
