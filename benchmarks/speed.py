@@ -36,6 +36,7 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "speed.json"
 FIGURE = FOLDER / "speed.png"
 
+PACKAGES = ("jax", "flax", "cax", "evojax", "torch", "numpy")
 CHECK_STEPS = 8
 ROUNDS, RACES = 5, 1
 
@@ -285,12 +286,11 @@ def race(folder: Path) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, str]:
+def machine(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Returns what the numbers depend on."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     models = [line.split(":")[1].strip() for line in info.splitlines() if "model name" in line]
     device = jax.devices()[0]
-    packages = ("jax", "flax", "cax", "evojax", "torch", "numpy")
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": f"{os.cpu_count()} cores, {models[0] if models else platform.processor()}",
