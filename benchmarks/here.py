@@ -13,17 +13,26 @@ import numpy as np
 from flax import nnx
 from notebook_cells import run_cells
 
-from nca_helpers import NCA, rollout, use_every_core
+from nca_helpers import NCA, population_fitness, rollout, rollout_cpu, use_every_core
 from nca_helpers.model import set_weights, weights_of
 
 jax.set_mesh(use_every_core())
 
 CHECK_KEY = 5
 
+# Of a larger population an accelerator's memory cannot hold all hidden layers.
+MOST_AT_ONCE = 4_096
+
+
+def choose(variant: str) -> None:
+    """Chooses `general`: a small network is rolled out as a large one is."""
+    assert variant == "general"
+    rollout_cpu.MOST_PLANE_CELLS = 0
+
 
 def to_nca(weights: dict) -> NCA:
     """Returns an automaton with weights in the layout of the checkpoints."""
-    nca = NCA(rngs=nnx.Rngs(0))
+    nca = NCA(hidden=len(weights["hidden/bias"]), rngs=nnx.Rngs(0))
     set_weights(nca, weights)
     return nca
 
@@ -48,8 +57,9 @@ def check(problem: dict) -> dict[str, np.ndarray]:
         after = rollout(nca, states, jax.random.key(CHECK_KEY), num_steps)
         return jnp.mean(jnp.square(after[..., :4] - problem["target"])), after
 
-    gradient, after = nnx.grad(loss, has_aux=True)(to_nca(problem))
-    return {"states": np.asarray(after)} | weights_of(gradient)
+    nca = to_nca(problem)
+    gradient, after = nnx.grad(loss, has_aux=True)(nca)
+    return {"states": np.asarray(after)} | weights_of(nnx.merge(nnx.graphdef(nca), gradient))
 
 
 def train(problem: dict, preset: str = "paper") -> Callable:
@@ -102,12 +112,25 @@ def race(problem: dict) -> Callable:
     return train(problem, "laptop")
 
 
-def generation(problem: dict) -> Callable:
-    """Notebook 02's generation, with the stdev of the EvoJAX notebook."""
-    size = int(problem["population_size"])
+def score_in_parts(fitness: Callable, population: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns `population_fitness`, of a large population in parts."""
+    if len(population) <= MOST_AT_ONCE:
+        return population_fitness(fitness, population, keys)
+    parts = [x.reshape(-1, MOST_AT_ONCE, *x.shape[1:]) for x in (population, keys)]
+    scores = jax.lax.map(lambda part: population_fitness(fitness, *part), tuple(parts))
+    return scores.reshape(-1)
+
+
+def evolution_names(problem: dict) -> dict:
+    """Returns the names of notebook 02, up to its generations, for this problem."""
 
     def set_config(names):
-        names["config"] |= dict(population_size=size, per_dispatch=1)
+        names["population_fitness"] = score_in_parts
+        names["config"] |= dict(
+            hidden=len(problem["hidden/bias"]),
+            loss_steps=tuple(map(int, problem["loss_steps"])),
+            population_size=int(problem["population_size"]),
+        )
 
     def set_first(names):
         names["first"] = jnp.asarray(problem["first"])
@@ -118,8 +141,13 @@ def generation(problem: dict) -> Callable:
 
     after = {"config": set_config, "target": set_first, "model": set_weights}
     without = ("evojax", "ask-tell")
-    names = run_cells("02_growing_with_pgpe.ipynb", "generations", after, without)
-    evolve = names["make_evolve"](names["pgpe"])
+    return run_cells("02_growing_with_pgpe.ipynb", "generations", after, without)
+
+
+def generation(problem: dict) -> Callable:
+    """Notebook 02's generation, with the stdev of the EvoJAX notebook."""
+    names = evolution_names(problem)
+    evolve = names["make_evolve"](names["pgpe"], length=1)
     state = names["pgpe"].init(names["centre"], jax.random.key(0), init_stdev=0.008)
 
     def once():

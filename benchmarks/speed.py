@@ -36,59 +36,75 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "speed.json"
 FIGURE = FOLDER / "speed.png"
 
-PACKAGES = ("jax", "flax", "cax", "evojax", "torch", "numpy")
+PACKAGES = ("jax", "flax", "cax", "evojax", "evosax", "torch", "numpy")
 CHECK_STEPS = 8
 ROUNDS, RACES = 5, 1
+
+EVOSAX = ("with_evosax:Open_ES", "with_evosax:PGPE")
 
 # name: (title, task, contestants, CA steps of one repeat, rounds)
 WORKLOADS = {
     "train_alive": (
         "train step, every cell alive",
         "train",
-        ("here", "with_torch", "with_cax", "floor"),
+        ("here", "with_torch", "with_cax", "with_cax:remat", "floor"),
         16,
         ROUNDS,
     ),
     "train_grown": (
         "train step, grown lizards",
         "train",
-        ("here", "with_torch", "with_cax", "floor"),
+        ("here", "with_torch", "with_cax", "with_cax:remat", "floor"),
         16,
         ROUNDS,
     ),
     "train_full": (
         "train step of full length, grown lizards",
         "train",
-        ("here", "with_torch", "with_cax"),
+        ("here", "with_torch", "with_cax", "with_cax:remat"),
         128,
         1,
     ),
     "generation_alive_16": (
         "16 candidates, every cell alive",
         "generation",
-        ("here", "with_evojax", "with_cax", "floor"),
+        ("here", "with_evojax", "with_cax", *EVOSAX, "floor"),
         90,
         ROUNDS,
     ),
     "generation_seed_16": (
         "16 candidates, from a seed",
         "generation",
-        ("here", "with_evojax", "with_cax", "floor"),
+        ("here", "with_evojax", "with_cax", *EVOSAX, "floor"),
         90,
         ROUNDS,
     ),
     "generation_alive_128": (
         "128 candidates, every cell alive",
         "generation",
-        ("here", "with_evojax", "floor"),
+        ("here", "with_evojax", *EVOSAX, "floor"),
         90,
         ROUNDS,
     ),
     "generation_seed_128": (
         "128 candidates, from a seed",
         "generation",
-        ("here", "with_evojax", "floor"),
+        ("here", "with_evojax", *EVOSAX, "floor"),
         90,
+        ROUNDS,
+    ),
+    "member_alive": (
+        "128 small candidates, every cell alive",
+        "generation",
+        ("here", "here:general", "with_evojax"),
+        40,
+        ROUNDS,
+    ),
+    "member_seed": (
+        "128 small candidates, from a seed",
+        "generation",
+        ("here", "here:general", "with_evojax"),
+        40,
         ROUNDS,
     ),
     "inference_one": (
@@ -110,24 +126,38 @@ NAMES = {
     "here": "this project",
     "with_torch": "PyTorch",
     "with_cax": "CAX",
+    "with_cax:remat": "CAX, remat",
     "with_evojax": "EvoJAX notebook",
+    "with_evosax:Open_ES": "evosax Open-ES, this rollout",
+    "with_evosax:PGPE": "evosax PGPE, this rollout",
+    "here:general": "this project, channels last",
     "floor": "matrix products alone",
 }
 COLOURS = {
     "here": "tab:purple",
     "with_torch": "tab:orange",
     "with_cax": "tab:blue",
+    "with_cax:remat": "navy",
     "with_evojax": "tab:cyan",
+    "with_evosax:Open_ES": "tab:green",
+    "with_evosax:PGPE": "tab:olive",
+    "here:general": "tab:pink",
     "floor": "tab:gray",
 }
 
 
 def problem(name: str) -> dict[str, Any]:
     """Returns the weights and states that all contestants get."""
-    size, padding = 40, 4 if name.startswith("generation") else 16
+    *_, num_steps, _ = WORKLOADS[name]
+    # Notebook 01 at `paper`, notebook 02 at `paper`, and at `laptop`.
+    size, padding, loss_steps, regime = 40, 16, (), "regenerating"
+    if name.startswith("generation"):
+        padding, loss_steps = 4, (30, 60, 90)
+    if name.startswith("member"):
+        size, padding, loss_steps, regime = 16, 2, (20, 30, 40), "evolved"
     target = load_emoji("🦎", size, padding)
     side = len(target)
-    lizard = pretrained("🦎", "regenerating")
+    lizard = pretrained("🦎", regime)
     weights = weights_of(lizard)
     first = seed_state(side, side)
     seeds = jnp.broadcast_to(first, (16, *first.shape))
@@ -144,7 +174,6 @@ def problem(name: str) -> dict[str, Any]:
         rows = states[np.arange(49) % 16].reshape(7, 7, side, side, 16).swapaxes(1, 2)
         states = jnp.pad(rows.reshape(1, 7 * side, 7 * side, 16), ((0, 0), (4, 4), (4, 4), (0, 0)))
         target = jnp.zeros((*states.shape[1:3], 4))  # Only for the check.
-    *_, num_steps, _ = WORKLOADS[name]
     # A train step of full length ends after a random 65 to 128 steps, as in CAX's notebook.
     lengths = (65, 128) if name == "train_full" else (num_steps, num_steps)
     arrays = dict(
@@ -154,9 +183,15 @@ def problem(name: str) -> dict[str, Any]:
         lengths=lengths,
         batch_size=8,
         num_steps=num_steps,
-        population_size=128 if name.endswith("128") else 16,
+        loss_steps=loss_steps,
+        population_size=16 if name.endswith("16") else 128,
     )
     return weights | {key: np.asarray(array) for key, array in arrays.items()}
+
+
+def has_remat() -> bool:
+    """Returns whether CAX has it, since 0.4."""
+    return not version("cax").startswith("0.3.")
 
 
 class Contestant:
@@ -204,6 +239,7 @@ def check(contestants: list[Contestant], given: dict[str, Any], folder: Path) ->
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """Runs one workload and returns its entry in the results."""
     title, task, names, num_steps, rounds = WORKLOADS[name]
+    names = [rival for rival in names if has_remat() or rival != "with_cax:remat"]
     given = problem(name)
     path, few = folder / f"{name}.npz", folder / f"{name}_check.npz"
     np.savez(path, **given)
@@ -218,7 +254,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     first_memory, memory = {}, {}
     for contestant in contestants:
         # JAX compiles twice: for arrays as they are made, and as they come back from a device each.
-        for _ in range(1 if contestant.name == "with_cax" else 2):
+        for _ in range(1 if contestant.name.startswith("with_cax") else 2):
             contestant.tell("run")
         first_memory[contestant.name] = contestant.tell("settle")["memory"]
         contestant.tell("run")
@@ -295,6 +331,7 @@ def machine(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "cpu": f"{os.cpu_count()} cores, {models[0] if models else platform.processor()}",
         "accelerator": "none" if device.platform == "cpu" else device.device_kind,
+        "python": platform.python_version(),
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }
 
@@ -342,6 +379,8 @@ def draw(workloads: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    if not has_remat():
+        print(f"CAX {version('cax')}, without remat: CAX 0.4.4 needs Python 3.12 or newer.")
     known = [*WORKLOADS, "race"]
     chosen = sys.argv[1:] or known
     if unknown := set(chosen) - set(known):

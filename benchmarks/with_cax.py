@@ -1,29 +1,41 @@
 """The work as CAX does it: its perception, its update and its loop, trained as its notebook trains.
 
-After examples/40_growing_nca.ipynb of CAX 0.3.3 (https://github.com/maxencefaldor/cax). Here and in
-the other contestants, `check` computes what must be equal, and each workload returns a function
+After examples/40_growing_nca.ipynb of CAX 0.4.4 (https://github.com/maxencefaldor/cax), with and
+without its `remat`; or of 0.3.3, the last for Python 3.11, which has no `remat`. Here and in the
+other contestants, `check` computes what must be equal, and each workload returns a function
 that does it once.
 """
 
+import itertools
 from collections.abc import Callable
+from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from cax.core import ComplexSystem
-from cax.core.perceive import ConvPerceive, grad_kernel, identity_kernel
+from cax.core.perceive import ConvPerceive
 from cax.core.update import NCAUpdate
 from cax.nn.pool import Pool
 from evojax.algo import PGPE
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+HAS_REMAT = not version("cax").startswith("0.3.")
 UPDATE = nnx.All(nnx.Param, nnx.PathContains("update"))
 
 # CAX has RGBA last, and for each channel the gradient along y before that along x.
 CHANNELS = np.r_[4:16, 0:4]
 FEATURES = np.array([16 * block + channel for channel in CHANNELS for block in (0, 2, 1)])
+SOBEL = np.outer([-1, 0, 1], [1, 2, 1]) / 8
+FILTERS = np.stack([np.diag([0, 1, 0]), SOBEL, SOBEL.T], axis=-1)
+
+
+def choose(variant: str) -> None:
+    """Chooses `remat`: the gradient computes each step again, in place of keeping it."""
+    assert variant == "remat" and HAS_REMAT
+    GrowingNCA.remat = True
 
 
 class GrowingNCA(ComplexSystem):
@@ -31,12 +43,13 @@ class GrowingNCA(ComplexSystem):
 
     def __init__(self, weights: dict):
         """Takes over weights in the layout of this project's checkpoints."""
-        rngs = nnx.Rngs(0)
-        self.perceive = ConvPerceive(16, 48, feature_group_count=16, rngs=rngs)
+        sizes = dict(channel_size=16, perception_size=48, rngs=nnx.Rngs(0))
+        self.perceive = ConvPerceive(**sizes, feature_group_count=16)
         # Its dropout doubles the updates that are not dropped; half a step is this project's step.
-        self.update = NCAUpdate(16, 48, (128,), cell_dropout_rate=0.5, step_size=0.5, rngs=rngs)
-        filters = jnp.concatenate([identity_kernel(2), grad_kernel(2)], axis=-1)
-        self.perceive.conv.kernel[...] = jnp.tile(filters, 16)[:, :, None]
+        self.update = NCAUpdate(
+            **sizes, hidden_layer_sizes=(128,), cell_dropout_rate=0.5, step_size=0.5
+        )
+        self.perceive.conv.kernel[...] = jnp.tile(jnp.float32(FILTERS), 16)[:, :, None]
         hidden, last = self.update.layers
         hidden.kernel[...] = weights["hidden/kernel"][FEATURES][None, None]
         hidden.bias[...] = weights["hidden/bias"]
@@ -45,9 +58,24 @@ class GrowingNCA(ComplexSystem):
 
     def _step(self, state, input=None, *, sow=False):
         state = self.update(state, self.perceive(state), input)
-        if sow:
+        if sow:  # Up to 0.3.3.
             self.sow(nnx.Intermediate, "state", state)
         return state
+
+    def trajectories(self, states, num_steps):
+        """Returns all states of all samples, (batch, num_steps, height, width, channels)."""
+        axes = nnx.StateAxes({nnx.RngState: 0, nnx.Intermediate: 0, ...: None})
+        how = {"return_states": True} if HAS_REMAT else {"sow": True}
+
+        def run(system, state):
+            return system(state, num_steps=num_steps, **how)
+
+        run = nnx.split_rngs(splits=len(states))(nnx.vmap(run, in_axes=(axes, 0)))
+        if HAS_REMAT:
+            return run(self, states)[1]
+        run(self, states)
+        (trajectories,) = nnx.pop(self, nnx.Intermediate).state.get_value()
+        return trajectories
 
 
 class Given(nnx.Module):
@@ -95,17 +123,12 @@ def train(problem: dict) -> Callable:
     target, first = jnp.asarray(problem["target"]), to_cax(problem["first"])
     shortest, longest = problem["lengths"]
     batch_size = int(problem["batch_size"])
-    axes = nnx.StateAxes({nnx.RngState: 0, nnx.Intermediate: 0, ...: None})
 
     def mse(state):
         return jnp.mean(jnp.square(state[..., -4:] - target))
 
     def loss_function(system, states, key):
-        run = nnx.vmap(
-            lambda system, state: system(state, num_steps=int(longest), sow=True), in_axes=(axes, 0)
-        )
-        nnx.split_rngs(splits=batch_size)(run)(system, states)
-        (trajectories,) = nnx.pop(system, nnx.Intermediate).state.get_value()
+        trajectories = system.trajectories(states, int(longest))
         ends = jax.random.randint(key, (batch_size,), shortest - 1, longest)
         states = trajectories[jnp.arange(batch_size), ends]
         return mse(states), states
@@ -142,7 +165,7 @@ def generation(problem: dict) -> Callable:
     graph, centre, rest = nnx.split(GrowingNCA(problem), UPDATE, ...)
     vector, unravel = ravel_pytree(centre)
     target, first = jnp.asarray(problem["target"]), to_cax(problem["first"])
-    size = int(problem["population_size"])
+    size, loss_steps = int(problem["population_size"]), tuple(map(int, problem["loss_steps"]))
     solver = PGPE(size, len(vector), init_params=vector, optimizer="adam", init_stdev=0.008, seed=1)
 
     @jax.jit
@@ -151,8 +174,8 @@ def generation(problem: dict) -> Callable:
         system = nnx.merge(graph, unravel(vector), jax.tree.map(jnp.copy, rest))
         system.update.dropout.rngs = nnx.Rngs(key)
         state, loss = first, 0.0
-        for _ in range(3):
-            state = system(state, num_steps=30)
+        for start, end in itertools.pairwise((0, *loss_steps)):
+            state = system(state, num_steps=end - start)
             loss += jnp.mean(jnp.square(state[..., -4:] - target))
         return -loss
 

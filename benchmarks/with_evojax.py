@@ -13,6 +13,9 @@ from evojax.algo import PGPE
 from flax import linen
 from jax.flatten_util import ravel_pytree
 
+# Of a larger population an accelerator's memory cannot hold all hidden layers.
+MOST_AT_ONCE = 4_096
+
 SOBEL = np.outer([1, 2, 1], [-1, 0, 1]) / 8
 FILTERS = np.float32([np.diag([0, 1, 0]), SOBEL, SOBEL.T])[:, None]
 
@@ -20,9 +23,11 @@ FILTERS = np.float32([np.diag([0, 1, 0]), SOBEL, SOBEL.T])[:, None]
 class Cells(linen.Module):
     """The network of a cell."""
 
+    hidden_size: int
+
     @linen.compact
     def __call__(self, seen):
-        hidden = linen.relu(linen.Conv(128, (1, 1), name="hidden")(seen))
+        hidden = linen.relu(linen.Conv(self.hidden_size, (1, 1), name="hidden")(seen))
         return linen.Conv(16, (1, 1), name="update", kernel_init=linen.initializers.zeros)(hidden)
 
 
@@ -54,7 +59,8 @@ def perceive(state):
 def step(params, state, fire):
     """Takes a step in which the cells in `fire`, of (batch, height, width), update themselves."""
     before = living_mask(state)
-    state += Cells().apply(params, perceive(state)) * fire[..., None]
+    cells = Cells(len(params["params"]["hidden"]["bias"]))
+    state += cells.apply(params, perceive(state)) * fire[..., None]
     return state * (before & living_mask(state))
 
 
@@ -70,6 +76,7 @@ def generation(problem: dict) -> Callable:
     """A generation of EvoJAX's PGPE."""
     target, first = jnp.asarray(problem["target"]), jnp.asarray(problem["first"])[None]
     size = int(problem["population_size"])
+    loss_steps = problem["loss_steps"]
     centre, unravel = ravel_pytree(to_params(problem))
     solver = PGPE(size, len(centre), init_params=centre, optimizer="adam", init_stdev=0.008, seed=1)
 
@@ -81,16 +88,22 @@ def generation(problem: dict) -> Callable:
             key, fire_key = jax.random.split(key)
             state = step(params, state, jax.random.uniform(fire_key, state.shape[:3]) <= 0.5)
             loss = jax.lax.cond(
-                (i + 1) % 30 == 0,
+                jnp.isin(i + 1, loss_steps),
                 lambda: loss + jnp.mean(jnp.square(state[..., :4] - target)),
                 lambda: loss,
             )
             return (loss, state, key), None
 
-        (loss, _, _), _ = jax.lax.scan(advance, (0.0, first, key), jnp.arange(90))
+        (loss, _, _), _ = jax.lax.scan(advance, (0.0, first, key), jnp.arange(loss_steps[-1]))
         return -loss
 
-    score = jax.jit(jax.vmap(fitness))
+    def score(population, keys):
+        if size <= MOST_AT_ONCE:
+            return jax.vmap(fitness)(population, keys)
+        members = population, keys
+        return jax.lax.map(lambda m: fitness(*m), members, batch_size=MOST_AT_ONCE)
+
+    score = jax.jit(score)
 
     def once():
         keys = jax.random.split(jax.random.key(0), size)

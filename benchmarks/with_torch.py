@@ -14,6 +14,16 @@ SOBEL = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
 IDENTITY = torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]])
 FILTERS = torch.stack([IDENTITY, SOBEL, SOBEL.T]).repeat(16, 1, 1)[:, None].to(DEVICE)
 
+compiled = False
+
+
+def choose(variant: str) -> None:
+    """Chooses `compiled`: a step goes through `torch.compile`."""
+    global compiled
+    assert variant == "compiled"
+    compiled = True
+
+
 # A depthwise convolution puts the three features of a channel side by side.
 FEATURES = np.array([16 * block + channel for channel in range(16) for block in range(3)])
 
@@ -106,6 +116,8 @@ def train_step(problem, nca, optimizer, schedule, tame: Callable, goes_on=False)
     shortest, longest = map(int, problem["lengths"])
     batch_size = int(problem["batch_size"])
 
+    advance = torch.compile(nca) if compiled else nca
+
     def losses(states):
         return ((states[:, :4] - target) ** 2).mean((1, 2, 3))
 
@@ -118,7 +130,7 @@ def train_step(problem, nca, optimizer, schedule, tame: Callable, goes_on=False)
         lengths = torch.randint(shortest, longest + 1, (batch_size,), device=DEVICE)
         ends = torch.empty_like(states)
         for step in range(1, longest + 1):
-            states = nca(states)
+            states = advance(states)
             ends = torch.where((lengths == step)[:, None, None, None], states, ends)
         loss = losses(ends).mean()
         optimizer.zero_grad()

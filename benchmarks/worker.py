@@ -1,6 +1,7 @@
 """One contestant in a process of its own, that does its work when it is told to.
 
     python benchmarks/worker.py with_torch train problem.npz
+    python benchmarks/worker.py with_cax:remat train problem.npz     a variant, that it chooses
 
 Reads commands, a line each, and answers each with a line of JSON:
 
@@ -44,7 +45,10 @@ def main() -> None:
     def answer(**values):
         print(json.dumps(values), file=answers, flush=True)
 
-    module = importlib.import_module(contestant)
+    name, _, variant = contestant.partition(":")
+    module = importlib.import_module(name)
+    if variant:
+        module.choose(variant)
     with np.load(path) as file:
         problem = dict(file)
     work, idle = None, 0.0

@@ -214,8 +214,8 @@ def weight_shapes(channels: int, hidden: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def weights_of(nca: NCA | nnx.State) -> dict[str, np.ndarray]:
-    """Returns the weights of an automaton, or their gradient, as `weight_shapes` names them."""
+def weights_of(nca: NCA) -> dict[str, np.ndarray]:
+    """Returns the weights of an automaton, as `weight_shapes` names them."""
     return {name: np.asarray(_variable(nca, name)[...]) for name in weight_shapes(0, 0)}
 
 
@@ -225,7 +225,7 @@ def set_weights(nca: NCA, weights: Mapping[str, ArrayLike]) -> None:
         _variable(nca, name)[...] = jnp.asarray(weights[name])
 
 
-def _variable(nca: NCA | nnx.State, name: str) -> nnx.Variable:
+def _variable(nca: NCA, name: str) -> nnx.Variable:
     return operator.attrgetter(name.replace("/", "."))(nca)
 
 
