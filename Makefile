@@ -1,4 +1,4 @@
-# Each target sets up .venv by itself. PYTHON, EMOJI and REGIME may be given: make grow EMOJI=🦋
+# Each target but accelerator sets up .venv by itself. PYTHON, EMOJI and REGIME may be given: make grow EMOJI=🦋
 
 PYTHON ?= python3
 # Of the benchmarks: the newest there is, for this year's CAX wants 3.12.
@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: grow test play lab bench clean
+.PHONY: grow test play lab bench accelerator clean
 
 grow: $(READY)
 	NCA_PRESET=laptop NCA_EMOJI="$(EMOJI)" NCA_REGIME=$(REGIME) $(BIN)/python scripts/execute_notebook.py \
@@ -32,6 +32,9 @@ lab: $(READY)
 bench: $(BENCH_READY)
 	.venv-bench/bin/python benchmarks/speed.py
 	.venv-bench/bin/python benchmarks/growth.py
+
+accelerator:  # With the JAX of PYTHON as it is, for that one sees the accelerator.
+	$(PYTHON) benchmarks/accelerator.py
 
 $(READY): requirements.txt pyproject.toml .ci/constraints-latest.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
