@@ -143,7 +143,7 @@ def notebook_01(tiny: bool, deadline: float) -> Rows:
         names["config"] |= small if tiny else {}
 
     names = here.run_cells(
-        "01_growing_with_gradients.ipynb", "train-step", after={"config": set_config}
+        "01_growing_with_gradients.ipynb", "train-step", {"config": set_config}, here.PICTURES
     )
     config, pool, losses = names["config"], names["pool"], []
     for step in range(config["train_steps"]):

@@ -20,6 +20,9 @@ jax.set_mesh(use_every_core())
 
 CHECK_KEY = 5
 
+# Cells of notebook 01 that only show something.
+PICTURES = ("step-perception", "step-masks", "step-source", "step-once")
+
 # Of a larger population an accelerator's memory cannot hold all hidden layers.
 MOST_AT_ONCE = 4_096
 
@@ -89,7 +92,7 @@ def train(problem: dict, preset: str = "paper") -> Callable:
         "state": set_first,
         "model": set_weights,
     }
-    names = run_cells("01_growing_with_gradients.ipynb", "train-step", after)
+    names = run_cells("01_growing_with_gradients.ipynb", "train-step", after, PICTURES)
     pool, train_step = np.array(problem["states"]), names["train_step"]
     results = pool if preset == "laptop" else pool.copy()
     nca, optimizer = names["nca"], names["optimizer"]

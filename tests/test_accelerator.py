@@ -24,9 +24,7 @@ PIECES = [
     ("a", "this project", "train_step_seconds"),
     ("b", "this project", "generation_seconds"),
     ("b", "EvoJAX notebook", "generation_seconds"),
-    ("e", "roofline", "measured_over_model"),
     ("f", "scan", "gradient_step_seconds"),
-    ("f", "computed again", "gradient_step_seconds"),
     ("f", "replay", "gradient_step_seconds"),
     ("f", "Pallas", "rollout_step_seconds"),
     ("c", "notebook 01", "held_out_log10_loss"),
@@ -85,7 +83,7 @@ def test_what_fails_does_not_stop_what_follows_and_what_is_done_is_not_done_agai
     lacking, failed, done = (entry["status"] for entry in found.values())
     assert "no_such_package is not installed" in lacking
     assert failed.startswith("failed: KeyError")
-    assert done == "done" and len(found["roofline"]["rows"]) == 3
+    assert done == "done" and np.isfinite(found["roofline"]["rows"][2]["measured_over_model"])
     assert "measured_over_model" in capsys.readouterr().out
     del works["unknown to the process that does it"]
     accelerator.main()
