@@ -23,11 +23,12 @@ def with_address(text: str, address: str) -> str:
     """Returns the text with every mention of this repository at the given address.
 
     This repository is told from others by what its address stands in: a badge's path to a
-    notebook, an installation, or the `repository-code` of a citation.
+    notebook, an installation, where to report, or the `repository-code` of a citation.
     """
     for before, after in [
         (r"github\.com/|github/", r"/blob/main/notebooks/"),
         (r"git\+https://github\.com/", r"(?![\w./-])"),
+        (r"\[open an issue\]\(https://github\.com/", r"/issues\)"),
         (r"repository-code: \"?https://github\.com/", r"\"?$"),
     ]:
         text = re.sub(rf"(?m)((?:{before}))[\w.-]+/[\w.-]+({after})", rf"\g<1>{address}\g<2>", text)

@@ -5,8 +5,8 @@ under the heading), code `stub-1` that runs as it is, code `check-1` that prints
 or "Not yet: …", and `solution-1`, folded text whose code replaces the stub.
 """
 
-import ast
 import re
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -43,24 +43,23 @@ def exercises(notebook):
 
 
 def names(source):
-    """The names that some code makes, and all that it mentions."""
-    tree = ast.parse(re.sub(r"(?m)^(\s*)%.*", r"\1pass", source))
-    made, mentioned = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            mentioned.add(node.id)
-            made |= {node.id} if isinstance(node.ctx, ast.Store) else set()
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            made.add(node.name)
-    return made, mentioned
+    """The global names that some code makes, and those that it mentions."""
+    without_magics = re.sub(r"(?m)^(\s*)%.*", r"\1pass", source)
+    top = symtable.symtable(without_magics, "cell", "exec")
+    tables = [top]
+    for table in tables:
+        tables += table.get_children()
+    made = {
+        name.get_name() for name in top.get_symbols() if name.is_assigned() or name.is_imported()
+    }
+    used = [name for table in tables for name in table.get_symbols() if name.is_referenced()]
+    return made, {name.get_name() for name in used if name.is_global()}
 
 
 def prepared(notebook, wanted, stand_in):
     """The cells that make the names that `wanted` mentions, and theirs, in order."""
-    made_here, mentioned = names(stand_in)
-    mentioned = (mentioned | names(wanted)[1]) - made_here
+    made_here, mentioned = map(set.union, names(stand_in), names(wanted))
+    mentioned -= made_here
     chosen = [stand_in]
     for cell in reversed(notebook.cells):
         if cell.cell_type == "code" and not re.fullmatch(r"(stub|check)-\d+", cell.id):
