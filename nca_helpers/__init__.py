@@ -27,7 +27,14 @@ from nca_helpers.measure import blur_like, impostors, robustness
 from nca_helpers.model import NCA, living_mask, perceive, seed_state
 from nca_helpers.pgpe import PGPE, pair_keys
 from nca_helpers.pictures import show_images, tile, to_rgb
-from nca_helpers.player import player_html, save_player, show_player
+from nca_helpers.player import (
+    breed_html,
+    player_html,
+    save_breed,
+    save_player,
+    show_breed,
+    show_player,
+)
 from nca_helpers.population import population_fitness, population_residuals, spread_generation
 from nca_helpers.progress import Diverged, Progress
 from nca_helpers.rollouts import rollout, rollout_frames

@@ -1,10 +1,7 @@
-"use strict";
-
 // One step of a neural cellular automaton in plain JavaScript, as NCA.step in model.py takes it.
 // Both pages use it: player.js shows one automaton, breed.js nine.
 
 const ALPHA = 3;
-const LANES = 4; // cells that pass through the network together: see `dense`
 
 function decodeFloats(base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -17,44 +14,8 @@ function encodeFloats(floats) {
 }
 
 /** A rule from all its weights in one Float32Array, in the order in which player.py packs them. */
-function makeRule(model, floats) {
-  const { channels, hidden } = model;
-  // The state is float32; its weights are widened once, so that the inner loop converts nothing.
-  const weights = Float64Array.from(floats);
-  let start = 0;
-  const take = (length) => weights.subarray(start, (start += length));
-  return {
-    ...model,
-    aliveThreshold: Math.fround(model.aliveThreshold),
-    hiddenKernel: take(hidden * 3 * channels), // in both, one unit's inputs lie side by side
-    hiddenBias: take(hidden),
-    updateKernel: take(channels * hidden),
-    updateBias: take(channels),
-  };
-}
-
-/** A dense layer for four cells at once, so that each weight is read once for all of them.
- *
- * Values of the four lie side by side. What is below `floor` becomes it; a NaN stays, as in JAX.
- */
-function dense(kernel, bias, inputs, outputs, floor) {
-  for (let unit = 0, weight = 0, out = 0; unit < bias.length; unit++, out += LANES) {
-    let a = bias[unit];
-    let b = a;
-    let c = a;
-    let d = a;
-    for (let at = 0; at < inputs.length; at += LANES) {
-      const w = kernel[weight++];
-      a += w * inputs[at];
-      b += w * inputs[at + 1];
-      c += w * inputs[at + 2];
-      d += w * inputs[at + 3];
-    }
-    outputs[out] = a < floor ? floor : a;
-    outputs[out + 1] = b < floor ? floor : b;
-    outputs[out + 2] = c < floor ? floor : c;
-    outputs[out + 3] = d < floor ? floor : d;
-  }
+function makeRule(model, weights) {
+  return { ...model, aliveThreshold: Math.fround(model.aliveThreshold), weights };
 }
 
 /** A square grid of cells, with a border of zeros around it that spares the bounds checks.
@@ -95,9 +56,6 @@ class Automaton {
     this.channels = this.rule.channels;
     this.state = new Float32Array(this.area * this.channels);
     this.next = new Float32Array(this.area * this.channels);
-    this.perception = new Float64Array(LANES * 3 * this.channels);
-    this.hidden = new Float64Array(0);
-    this.delta = new Float64Array(LANES * this.channels);
   }
 
   /** Lets another rule live in this body; channels that it does not have are lost. */
@@ -258,21 +216,18 @@ class Automaton {
 
   /** Updates those of the firing cells that follow one rule, LANES at a time. */
   update(index, fired) {
-    const { firing, ruleOf, lanes, perception, delta, channels, next } = this;
-    const rule = this.rules[index];
-    const length = LANES * rule.hidden;
-    if (this.hidden.length !== length) this.hidden = new Float64Array(length);
-    const { hidden } = this;
+    const { firing, ruleOf, lanes, channels, next } = this;
+    const network = networkFor(this.rules[index]);
+    const { delta } = network;
     let filled = 0;
     for (let at = 0; at < fired; at++) {
       const cell = firing[at];
       if (ruleOf[cell] === index) {
-        this.perceive(cell * channels, filled);
+        this.perceive(cell * channels, network.perception, filled);
         lanes[filled++] = cell;
       }
       if (filled < LANES && (at < fired - 1 || !filled)) continue;
-      dense(rule.hiddenKernel, rule.hiddenBias, perception, hidden, 0); // relu
-      dense(rule.updateKernel, rule.updateBias, hidden, delta, -Infinity);
+      network.respond();
       for (let lane = 0; lane < filled; lane++) {
         const start = lanes[lane] * channels;
         for (let k = 0; k < channels; k++) next[start + k] += delta[LANES * k + lane];
@@ -281,9 +236,9 @@ class Automaton {
     }
   }
 
-  /** Fills one lane of this.perception: a cell's state and Sobel gradients in the turned frame. */
-  perceive(start, lane) {
-    const { state, perception, channels } = this;
+  /** Fills one lane of `perception`: a cell's state and Sobel gradients in the turned frame. */
+  perceive(start, perception, lane) {
+    const { state, channels } = this;
     const row = this.stride * channels;
     const cosine = Math.cos(this.angle);
     const sine = Math.sin(this.angle);

@@ -6,7 +6,7 @@
 //   state(), setState(values)           a Float32Array of (size, size, channels), copied
 //   rules(), setRules(values)           which model each cell follows: (size, size), 0 is the first
 //   reset(), play(), pause()            as the buttons do
-//   stats()                             {steps, living, playing, model, channels, size}
+//   stats()                             {steps, living, playing, model, channels, size, compiled}
 
 {
   const SPEEDS = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16];
@@ -571,6 +571,7 @@
       model: automaton.rule.name,
       channels: automaton.channels,
       size: page.size,
+      compiled: COMPILED !== null, // or the plain, slower function is at work
     }),
   });
   requestAnimationFrame(frame);

@@ -1,9 +1,10 @@
-"""A trained automaton as one self-contained web page: watch it grow, wound it, plant seeds.
+"""A trained automaton as one self-contained web page: to draw on, or to breed by hand.
 
     show_player(nca)                                  # in a notebook
     save_player("lizard.html", {"growing": nca, "persistent": other})
+    show_breed(nca)                                   # nine bodies: choose whose children follow
 
-The page needs no network and no server: the weights, the automaton in plain JavaScript
+A page needs no network and no server: the weights, the automaton in plain JavaScript
 (`automaton.js`) and the controls (`player.html`, `player.js`) are all in it.
 """
 
@@ -74,27 +75,74 @@ def show_player(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> None:
     Raises:
         ValueError: As `player_html`.
     """
+    _show(player_html(nca, size=size), "Neural cellular automaton")
+
+
+def breed_html(nca: NCA, *, size: int = 48) -> str:
+    """Returns a page to breed automata by hand: interactive evolution of the weights.
+
+    Nine bodies grow: a parent in the middle, and eight children whose weights are the parent's
+    with Gaussian noise. Who is clicked is the next parent. The reader can undo, set the strength
+    of the mutations, and save the parent as a checkpoint for `load_nca` and as a player.
+
+    Args:
+        nca: The first parent.
+        size: Height and width of each grid, in cells, from 8 to 256.
+
+    Returns:
+        A whole HTML document without references to anything outside it.
+
+    Raises:
+        ValueError: `nca` is not an `NCA`, has a rule of its own or weights that are not finite,
+            or `size` is out of range.
+    """
+    size = check_integer("size", size, SMALLEST_SIZE, LARGEST_SIZE)
+    require(isinstance(nca, NCA), "nca", "an NCA", nca)
+    model = _model("", nca)
+    player = player_html(nca).replace(model["weights"], "@weights@")  # which the page fills in.
+    return _page("breed", {"size": size, "model": model, "player": player}, "npz.js")
+
+
+def save_breed(path: str | os.PathLike[str], nca: NCA, *, size: int = 48) -> Path:
+    """Writes the page of `breed_html` to a file, as `save_player` does, with the same errors."""
+    return replace_file(path, breed_html(nca, size=size).encode())
+
+
+def show_breed(nca: NCA, *, size: int = 48) -> None:
+    """Shows the page of `breed_html` under the cell of a notebook; errors as there."""
+    _show(breed_html(nca, size=size), "Breed by hand")
+
+
+def _show(page: str, title: str) -> None:
+    """Shows a page in a frame under a notebook's cell, high enough to need no scroll bar."""
     from IPython.display import HTML, display
 
-    page = html.escape(player_html(nca, size=size))
     # The page stacks its controls under the grid below 640 px of width and needs more height
     # there. Percentages of padding are of the width, so padding can follow without a script.
     stacked = "clamp(0px, (640px - 100%) * 9999, min(100%, 496px) + 500px)"
     side_by_side = "clamp(500px, 100% - 268px, 640px)"
-    height = f"max({stacked}, {side_by_side})"
     style = (
         "position: absolute; inset: 0; width: 100%; height: 100%; border: 0; border-radius: 12px"
     )
     frame = (
-        f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads" '
-        f'title="Neural cellular automaton" style="{style}"></iframe>'
+        f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
+        f'title="{title}" style="{style}"></iframe>'
     )
-    display(HTML(f'<div style="position: relative; padding-top: {height}">{frame}</div>'))
+    padding = f"max({stacked}, {side_by_side})"
+    display(HTML(f'<div style="position: relative; padding-top: {padding}">{frame}</div>'))
 
 
-def _page(name: str, data: dict) -> str:
-    """Returns the page `name`.html, with styles, scripts and data in it."""
-    files = ("page.css", "automaton.js", "page.js", f"{name}.js", f"{name}.html")
+def _page(name: str, data: dict, *scripts: str) -> str:
+    """Returns the page `name`.html, with its style, scripts and data in it."""
+    files = (
+        "page.css",
+        "network.js",
+        "automaton.js",
+        "page.js",
+        *scripts,
+        f"{name}.js",
+        f"{name}.html",
+    )
     package = resources.files("nca_helpers")
     style, *scripts, template = (package.joinpath(f).read_text(encoding="utf-8") for f in files)
     text = json.dumps(data)

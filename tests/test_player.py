@@ -158,13 +158,20 @@ def distances(size, start, end) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "channels, hidden, size, angle, seed",
-    [(16, 128, 40, 0, 10), (16, 128, 16, 40, 11), (4, 9, 9, -135, 16), (7, 20, 12, 0, 10)],
+    "channels, hidden, size, angle, seed, script",
+    [
+        (16, 128, 40, 0, 10, ""),
+        (16, 128, 16, 40, 11, ""),
+        (4, 9, 9, -135, 16, ""),
+        (7, 20, 12, 0, 10, ""),
+        (7, 20, 12, 0, 10, "delete window.WebAssembly"),
+    ],
 )
-def test_fifty_steps_equal_those_of_jax(open_page, channels, hidden, size, angle, seed):
+def test_fifty_steps_equal_those_of_jax(open_page, channels, hidden, size, angle, seed, script):
     nca = steady_nca(channels, hidden, seed)
     state = random_state(size, channels)
-    page = open_page(nca, size=size)
+    page = open_page(nca, size=size, script=script)
+    assert stats(page)["compiled"] == (script == "")
     slide(page, "Angle", angle)
     set_state(page, state)
     page.get_by_role("button", name="Pause").click()
