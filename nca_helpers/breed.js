@@ -106,6 +106,17 @@
     rate.steps = 0;
     rate.since = now;
     byId("rate").textContent = `${bodies[0].automaton.steps} steps · ${Math.round(rate.value)}/s`;
+    reportFates();
+  }
+
+  /** Says of which bodies nothing is left, or no numbers: now and then, for it takes its time. */
+  function reportFates() {
+    bodies.forEach(({ automaton }, place) => {
+      const lives = automaton.markAlive(automaton.state) > 0;
+      const fate = automaton.isFinite() ? (lives ? "" : "died") : "burst";
+      const label = byId("stage").children[place].lastChild;
+      if (label.textContent !== fate) label.textContent = fate;
+    });
   }
 
   function draw() {
@@ -114,10 +125,6 @@
       body.changed = false;
       paint(body.automaton, picture);
       contexts[place].putImageData(picture, 0, 0);
-      const lives = body.automaton.markAlive(body.automaton.state) > 0;
-      const fate = body.automaton.isFinite() ? (lives ? "" : "died") : "burst";
-      const label = byId("stage").children[place].lastChild;
-      if (label.textContent !== fate) label.textContent = fate;
     });
   }
 

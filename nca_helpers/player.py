@@ -91,10 +91,6 @@ def breed_html(nca: NCA, *, size: int = 48) -> str:
 
     Returns:
         A whole HTML document without references to anything outside it.
-
-    Raises:
-        ValueError: `nca` is not an `NCA`, has a rule of its own or weights that are not finite,
-            or `size` is out of range.
     """
     size = check_integer("size", size, SMALLEST_SIZE, LARGEST_SIZE)
     require(isinstance(nca, NCA), "nca", "an NCA", nca)
@@ -104,12 +100,12 @@ def breed_html(nca: NCA, *, size: int = 48) -> str:
 
 
 def save_breed(path: str | os.PathLike[str], nca: NCA, *, size: int = 48) -> Path:
-    """Writes the page of `breed_html` to a file, as `save_player` does, with the same errors."""
+    """Writes the page of `breed_html` to a file, and returns its path."""
     return replace_file(path, breed_html(nca, size=size).encode())
 
 
 def show_breed(nca: NCA, *, size: int = 48) -> None:
-    """Shows the page of `breed_html` under the cell of a notebook; errors as there."""
+    """Shows the page of `breed_html` under the cell of a notebook."""
     _show(breed_html(nca, size=size), "Breed by hand")
 
 
@@ -121,12 +117,10 @@ def _show(page: str, title: str) -> None:
     # there. Percentages of padding are of the width, so padding can follow without a script.
     stacked = "clamp(0px, (640px - 100%) * 9999, min(100%, 496px) + 500px)"
     side_by_side = "clamp(500px, 100% - 268px, 640px)"
-    style = (
-        "position: absolute; inset: 0; width: 100%; height: 100%; border: 0; border-radius: 12px"
-    )
     frame = (
         f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" '
-        f'title="{title}" style="{style}"></iframe>'
+        f'title="{title}" style="position: absolute; inset: 0; width: 100%; height: 100%; '
+        'border: 0; border-radius: 12px"></iframe>'
     )
     padding = f"max({stacked}, {side_by_side})"
     display(HTML(f'<div style="position: relative; padding-top: {padding}">{frame}</div>'))
@@ -134,17 +128,9 @@ def _show(page: str, title: str) -> None:
 
 def _page(name: str, data: dict, *scripts: str) -> str:
     """Returns the page `name`.html, with its style, scripts and data in it."""
-    files = (
-        "page.css",
-        "network.js",
-        "automaton.js",
-        "page.js",
-        *scripts,
-        f"{name}.js",
-        f"{name}.html",
-    )
-    package = resources.files("nca_helpers")
-    style, *scripts, template = (package.joinpath(f).read_text(encoding="utf-8") for f in files)
+    scripts = "network.js", "automaton.js", "page.js", *scripts, f"{name}.js"
+    files = map(resources.files("nca_helpers").joinpath, ("page.css", f"{name}.html", *scripts))
+    style, template, *scripts = (file.read_text(encoding="utf-8") for file in files)
     text = json.dumps(data)
     # Inside <script>, only these could end the element or open a comment.
     for character in "<>&":
