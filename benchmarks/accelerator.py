@@ -143,7 +143,7 @@ def notebook_01(tiny: bool, deadline: float) -> Rows:
         names["config"] |= small if tiny else {}
 
     names = here.run_cells(
-        "01_growing_with_gradients.ipynb", "train-step", {"config": set_config}, here.PICTURES
+        "01_growing_with_gradients.ipynb", "train-step", {"config": set_config}, here.SHOWN
     )
     config, pool, losses = names["config"], names["pool"], []
     for step in range(config["train_steps"]):
@@ -151,8 +151,9 @@ def notebook_01(tiny: bool, deadline: float) -> Rows:
             len(pool), config["batch_size"], replace=False
         )
         key = jax.random.fold_in(jax.random.key(0), step)
-        loss, _, pool[chosen] = names["train_step"](
-            names["nca"], names["optimizer"], pool[chosen], key
+        task = [names[name] for name in ("target", "regime", "wound")]
+        loss, _, _, pool[chosen] = names["train_step"](
+            names["nca"], names["optimizer"], pool[chosen], key, *task
         )
         losses.append(float(loss))
         log10_loss = float(np.log10(np.mean(losses[-128:])))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from notebook_cells import run_cells
+from notebook_cells import SHOWN, run_cells
 
 from nca_helpers import NCA, population_fitness, rollout, rollout_cpu, use_every_core
 from nca_helpers.model import set_weights, weights_of
@@ -19,9 +19,6 @@ from nca_helpers.model import set_weights, weights_of
 jax.set_mesh(use_every_core())
 
 CHECK_KEY = 5
-
-# Cells of notebook 01 that only show something.
-PICTURES = ("step-perception", "step-masks", "step-source", "step-once")
 
 # Of a larger population an accelerator's memory cannot hold all hidden layers.
 MOST_AT_ONCE = 4_096
@@ -92,10 +89,11 @@ def train(problem: dict, preset: str = "paper") -> Callable:
         "state": set_first,
         "model": set_weights,
     }
-    names = run_cells("01_growing_with_gradients.ipynb", "train-step", after, PICTURES)
+    names = run_cells("01_growing_with_gradients.ipynb", "train-step", after, SHOWN)
     pool, train_step = np.array(problem["states"]), names["train_step"]
     results = pool if preset == "laptop" else pool.copy()
     nca, optimizer = names["nca"], names["optimizer"]
+    task = [names[name] for name in ("target", "regime", "wound")]
     steps = itertools.count()
 
     def once():
@@ -103,7 +101,7 @@ def train(problem: dict, preset: str = "paper") -> Callable:
         random = np.random.default_rng((0, step))
         chosen = random.choice(len(pool), names["config"]["batch_size"], replace=False)
         key = jax.random.fold_in(jax.random.key(0), step)
-        loss, _, after = train_step(nca, optimizer, pool[chosen], key)
+        loss, _, _, after = train_step(nca, optimizer, pool[chosen], key, *task)
         results[chosen] = after
         return float(loss)
 

@@ -9,6 +9,9 @@ from typing import Any
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
+# Cells of notebook 01 that only show something.
+SHOWN = ("disease", "look-at", "masks", "diagram", "plain-loop", "cut")
+
 
 def run_cells(
     notebook: str, last: str, after: dict[str, Callable[[dict], Any]], without: tuple = ()

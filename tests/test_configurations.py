@@ -4,16 +4,20 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import nbformat
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from test_interrupt import Reader, code_cells
 
 import nca_helpers
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+from notebook_cells import SHOWN, run_cells  # noqa: E402
+
 NOTEBOOKS = {path.name[:2]: path for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 IMPOSSIBLE = [
@@ -106,7 +110,7 @@ def test_unusual_settings_reach_the_end(tmp_path):
     sources = code_cells(path, **edits)
     sources["config"] = sources["config"].replace("size=8, padding=2", "size=2, padding=144")
     for cell in notebook.cells:
-        cell.source = sources.get(cell.id, cell.source)
+        cell.source = sources.get(cell.id, "" if cell.id in SHOWN else cell.source)
     from execute_notebook import execute
 
     with pytest.MonkeyPatch.context() as patch:
@@ -165,3 +169,55 @@ def test_another_picture_of_the_same_name_does_not_go_on(trained):
         start(trained, RESUME)
     again = nca_helpers.load_nca(trained / "out" / "photo.npz")
     np.testing.assert_array_equal(weights.update.kernel[...], again.update.kernel[...])
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What notebook 01 defines up to its train step, at `quick`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NCA_PRESET", "quick")
+        patch.setenv("NCA_REGIME", "persistent")
+        # The mesh that its first cell puts in force would stay for the other tests.
+        patch.setattr("jax.set_mesh", lambda mesh: None)
+        patch.setattr(nca_helpers, "use_every_core", lambda: None)
+        jax.config.update("jax_disable_most_optimizations", True)  # Compiles in half the time.
+        yield run_cells(NOTEBOOKS["01"].name, "train-step", {}, SHOWN)
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_what_is_changed_between_two_runs_of_the_loop_counts(names):
+    """A jitted function keeps the global variables of its first call."""
+    batch = np.stack(2 * [np.asarray(names["first"])])
+    batch[:, :4, :4, :4] = 1  # Not what a seed looks like.
+    step, target, key = names["train_step"], names["target"], jax.random.key(0)
+
+    def run(target=target, regime="persistent"):
+        nca = nnx.clone(names["nca"])
+        optimizer = nnx.Optimizer(nca, names["adam"], wrt=nnx.Param)
+        loss, _, before, _ = step(nca, optimizer, batch, key, target, regime, names["wound"])
+        return float(loss), np.asarray(before)
+
+    loss, before = run()
+    seeds = np.stack(2 * [np.asarray(names["first"])])
+    np.testing.assert_array_equal(before, np.stack([seeds[0], batch[1]]))
+    assert run(target=target[::-1])[0] != loss
+    np.testing.assert_array_equal(run(regime="growing")[1], seeds)
+
+
+def test_what_knows_no_rule_but_the_automaton_s_own_is_left_out(names, tmp_path, capsys):
+    sources = code_cells(NOTEBOOKS["01"])
+    own = "\n".join(line.replace("    # ", "    ", 1) for line in sources["my-rule"].splitlines())
+    assert own != sources["my-rule"]
+    given = names | {"out": tmp_path, "name": "fox", "about": {}, "log10_loss": {2: -3.0}}
+    for source in (own, sources["model"]):
+        exec(source, given)
+    assert "a rule of your own" in capsys.readouterr().out
+    exec(sources["own-rule"], given)
+    exec(sources["play"], given)
+    exec('unless_own(nca_helpers.save_nca, out / "fox.npz", nca)', given)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all(line.startswith("Left out: ") for line in said)
+    assert not list(tmp_path.iterdir())
+    given["nca"] = names["nca"]
+    with pytest.raises(ValueError, match="size"):
+        exec("unless_own(nca_helpers.show_player, nca, size=7)", given)

@@ -5,6 +5,7 @@ import os
 import queue
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+sys.path.insert(0, str(NOTEBOOKS.parent / "benchmarks"))
+from notebook_cells import SHOWN  # noqa: E402
+
 NOTEBOOK = NOTEBOOKS / "01_growing_with_gradients.ipynb"
 RESUME = ("resume = False", "resume = True")
 PATIENCE = 300  # seconds; a slow machine compiles for long
@@ -72,9 +76,11 @@ class Reader:
 
 
 def code_cells(path, **replacements):
-    """The sources of a notebook's code cells, with some of their text replaced."""
+    """The sources of the code cells that do more than show, with some of their text replaced."""
     cells = nbformat.read(path, 4).cells
     sources = {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
+    for name in SHOWN:
+        sources.pop(name, None)
     for name, (old, new) in replacements.items():
         assert old in sources[name], f"{old} is not in the cell {name}"
         sources[name] = sources[name].replace(old, new)
@@ -96,7 +102,7 @@ def test_an_interrupted_loop_keeps_what_it_learnt_and_goes_on(reader):
     learnt = "print(progress.step, float(abs(nca.update.kernel[...]).sum()))"
     steps, weight = map(float, reader.run(learnt).split())
     assert 0 < steps < 2000 and weight > 0
-    saved = reader.run("print(nca_helpers.restore_run(run_folder, run(), **settings)[1])")
+    saved = reader.run("print(nca_helpers.restore_run(run_folder, run(), **settings())[1])")
     assert int(saved) == steps
 
     reader.run(cells["imports"])  # Once more, as happens: nothing is lost by that.
