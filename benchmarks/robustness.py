@@ -4,7 +4,8 @@
     python benchmarks/robustness.py evolved     this one; the others' rows stay
 
 Every wound at three times on each regime, 20 rollouts each, looked at 500 steps later; and the
-undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv.
+undamaged automaton up to step 10,000. Writes nca_helpers/data/robustness.csv; rows that are older
+than its column `survived_nearby` are empty there.
 """
 
 import csv
