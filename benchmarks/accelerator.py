@@ -166,7 +166,7 @@ def notebook_01(tiny: bool, deadline: float) -> Rows:
             break
     seeds = jnp.stack([names["first"]] * 16)
     states = rollout(names["nca"], seeds, jax.random.key(1_000_000), 2 * config["steps"][1])
-    log10_loss = float(jnp.log10(names["pixel_loss"](states).mean()))
+    log10_loss = float(jnp.log10(names["pixel_loss"](states, names["target"]).mean()))
     yield {"train_steps": step + 1, "held_out_log10_loss": log10_loss}
 
 
