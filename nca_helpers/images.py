@@ -1,9 +1,4 @@
-"""Pictures of any kind as targets: float32 RGBA arrays, premultiplied by alpha.
-
->>> from nca_helpers.images import load_image
->>> load_image("photo.jpg", size=40, padding=16).shape
-(72, 72, 4)
-"""
+"""Targets: any picture as a float32 RGBA array premultiplied by alpha."""
 
 import contextlib
 import io
@@ -19,7 +14,7 @@ from urllib import parse, request
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageSequence
+from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence
 
 from nca_helpers.checks import check_integer, shown
 from nca_helpers.files import fetch
@@ -30,7 +25,6 @@ ACCEPTED = (
     "a picture: a path, an http(s), file or data URL, an open file, bytes, a PIL image, or an "
     "array (height, width) or (height, width, 1, 3 or 4), uint8, uint16, bool or float in [0, 1]"
 )
-TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _LOCK = threading.Lock()  # The list of warning filters belongs to all threads.
 
 
@@ -54,7 +48,6 @@ def load_image(source: Any, size: int = 40, padding: int = 0) -> np.ndarray:
         `(size + 2 * padding, size + 2 * padding, 4)`, float32 in [0, 1], premultiplied by alpha.
 
     Raises:
-        ValueError: an argument is not what is accepted, or `source` holds no picture.
         OSError: `source` cannot be read or reached; FileNotFoundError where there is no such file.
     """
     size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
@@ -144,10 +137,10 @@ def _from_array(source: Any) -> Image.Image:
         values = np.asarray(source)
     except Exception as error:  # Rows of unequal lengths, memory of another device …
         raise ValueError(f"NumPy cannot read it ({error!s:.200})") from error
-    shape = values.shape
-    if len(shape) == 4 or (shape[:1] == (1,) and shape[2:] not in ((), (1,), (3,), (4,))):
+    shape, is_picture = values.shape, values.shape[2:] in ((), (1,), (3,), (4,))
+    if len(shape) == 4 or (shape[:1] == (1,) and not is_picture):
         raise ValueError(f"it is a batch of {len(values)}: give one picture of it, image[0]")
-    if values.size == 0 or len(shape) < 2 or shape[2:] not in ((), (1,), (3,), (4,)):
+    if values.size == 0 or len(shape) < 2 or not is_picture:
         is_first = len(shape) == 3 and shape[0] in (1, 3, 4)
         advice = ": move the channels last, np.moveaxis(image, 0, -1)" if is_first else ""
         raise ValueError(f"its shape is {shape}{advice}")
@@ -202,8 +195,8 @@ def _upright(picture: Image.Image, small: Image.Image) -> Image.Image:
         pattern = b"\x12\1\3\0\1\0\0\0(.)\0|\1\x12\0\3\0\0\0\1\0(.)"
         found = re.search(pattern, raw[10 : 10 + length], re.DOTALL)
         value = found and ord(found[1] or found[2])
-    is_turned = value in range(2, 9)
-    return small.transpose(Image.Transpose[TURNS.split()[value - 2]]) if is_turned else small
+    small.getexif()[ExifTags.Base.Orientation] = value
+    return ImageOps.exif_transpose(small)
 
 
 def _resized(picture: Image.Image, size: int) -> Image.Image:
