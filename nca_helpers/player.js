@@ -21,7 +21,9 @@
   const automaton = new Automaton(page.size, models);
   const canvas = byId("canvas");
   const context = canvas.getContext("2d", { willReadFrequently: true }); // as it is written
-  const picture = new ImageData(page.size, page.size);
+  let picture = new ImageData(page.size, page.size);
+  // While it plays, fewer pixels a cell, so that it stays fluent.
+  const [quick, fine] = [4, 8].map((factor) => page.decoder && new Decoder(page.decoder, factor));
   const cursor = { row: page.size >> 1, column: page.size >> 1 }; // the middle of the brush
   const lens = { scale: 1, x: 0.5, y: 0.5 }; // the middle of what is seen, as a share of the grid
   const rate = { value: 0, steps: 0, since: performance.now() };
@@ -39,7 +41,14 @@
   /** Draws the picture. Screen, file and video all take it from the canvas. */
   function draw() {
     const view = byId("view").value;
-    paint(automaton, picture, view === "color" && brush() === "graft" ? "rules" : view);
+    const decoder = view === "sharp" && (playing ? quick : fine);
+    const side = page.size * (decoder ? decoder.factor : 1);
+    if (canvas.width !== side) {
+      canvas.width = canvas.height = side;
+      picture = new ImageData(side, side);
+    }
+    if (decoder) decoder.draw(automaton, picture);
+    else paint(automaton, picture, view === "color" && brush() === "graft" ? "rules" : view);
     context.putImageData(picture, 0, 0);
     if (recording) enlarge(canvas, recording.canvas);
   }
@@ -312,6 +321,7 @@
       views.push(new Option(`Hidden channel ${channel}`, channel));
     }
     if (models.length > 1) views.push(new Option("Colour, tinted by rule", "rules"));
+    if (page.decoder) views.splice(1, 0, new Option("Colour, sharp", "sharp"));
     byId("view").replaceChildren(...views);
     byId("view").value = chosen;
     if (byId("view").selectedIndex < 0) byId("view").value = "color";

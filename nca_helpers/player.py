@@ -16,6 +16,10 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
+
+import numpy as np
+from flax import nnx
 
 from nca_helpers.checks import check_finite, check_integer, require, shown
 from nca_helpers.files import replace_file
@@ -25,35 +29,42 @@ from nca_helpers.model import NCA, has_own_rule, weights_of
 SMALLEST_SIZE, LARGEST_SIZE = 8, 256
 
 
-def player_html(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> str:
+def player_html(
+    nca: NCA | Mapping[str, NCA], *, size: int = 72, decoder: nnx.Module | None = None
+) -> str:
     """Returns a page on which one or several automata grow from a seed, by themselves.
 
     Args:
         nca: An automaton, or several by name: the page lets the reader switch between them
             while the state lives on. About 45 kB of page each.
         size: Height and width of the grid, in cells, from 8 to 256.
+        decoder: Draws what lies between the cells, under the view "Colour, sharp": a module with
+            two dense layers, `hidden` from channels + 8 numbers and `colour` to RGBA, as notebook
+            04 trains it.
 
     Returns:
         A whole HTML document without references to anything outside it.
 
     Raises:
         ValueError: `nca` is neither an `NCA` nor a mapping that holds at least one by name, one
-            has a rule of its own or weights that are not finite, or `size` is out of range.
+            has a rule of its own or weights that are not finite, `size` is out of range, or
+            `decoder` has other layers or is for cells of another number of channels.
     """
     size = check_integer("size", size, SMALLEST_SIZE, LARGEST_SIZE)
     models = [_model(name, member) for name, member in _by_name(nca).items()]
-    return _page("player", {"size": size, "models": models})
+    if decoder is None:
+        return _page("player", {"size": size, "models": models})
+    data = {"size": size, "models": models, "decoder": _decoder(decoder, models)}
+    return _page("player", data, "decoder.js")
 
 
-def save_player(
-    path: str | os.PathLike[str], nca: NCA | Mapping[str, NCA], *, size: int = 72
-) -> Path:
+def save_player(path: str | os.PathLike[str], nca: NCA | Mapping[str, NCA], **options: Any) -> Path:
     """Writes the page of `player_html` to a file; a write that fails leaves the old file.
 
     Args:
         path: Where to write, usually `*.html`; `~` is the home folder, a missing folder is made.
         nca: An automaton, or several by name.
-        size: Height and width of the grid, in cells, from 8 to 256.
+        **options: As of `player_html`.
 
     Returns:
         The path.
@@ -62,20 +73,20 @@ def save_player(
         ValueError: As `player_html`.
         OSError: The file cannot be written.
     """
-    return replace_file(path, player_html(nca, size=size).encode())
+    return replace_file(path, player_html(nca, **options).encode())
 
 
-def show_player(nca: NCA | Mapping[str, NCA], *, size: int = 72) -> None:
+def show_player(nca: NCA | Mapping[str, NCA], **options: Any) -> None:
     """Shows the page of `player_html` under the cell of a notebook.
 
     Args:
         nca: An automaton, or several by name.
-        size: Height and width of the grid, in cells, from 8 to 256.
+        **options: As of `player_html`.
 
     Raises:
         ValueError: As `player_html`.
     """
-    _show(player_html(nca, size=size), "Neural cellular automaton")
+    _show(player_html(nca, **options), "Neural cellular automaton")
 
 
 def breed_html(nca: NCA, *, size: int = 48) -> str:
@@ -167,3 +178,22 @@ def _model(name: str, nca: NCA) -> dict:
         "aliveThreshold": nca.alive_threshold,
         "weights": base64.b64encode(packed).decode("ascii"),
     }
+
+
+def _decoder(decoder: nnx.Module, models: list[dict]) -> dict:
+    """Returns what `Decoder` in decoder.js unpacks."""
+    layers = [getattr(decoder, name, None) for name in ("hidden", "colour")]
+    are_dense = all(isinstance(layer, nnx.Linear) and layer.use_bias for layer in layers)
+    accepted = "a module with the nnx.Linear layers hidden and colour"
+    require(are_dense, "decoder", accepted, type(decoder).__name__)
+    weights = [np.asarray(x[...], "<f4") for layer in layers for x in (layer.kernel, layer.bias)]
+    told, hidden = weights[0].shape
+    for channels in (model["channels"] for model in models):
+        accepted = f"one for cells of {channels} channels"
+        require(told == channels + 8, "decoder", accepted, f"one for {told - 8}")
+    is_colour = weights[2].shape == (hidden, 4)
+    require(is_colour, "decoder.colour", f"a layer from {hidden} to 4", weights[2])
+    packed = np.concatenate([array.ravel() for array in weights])
+    check_finite("decoder", packed)
+    encoded = base64.b64encode(packed.tobytes()).decode("ascii")
+    return {"channels": told - 8, "hidden": hidden, "weights": encoded}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from reference import Weights, living_mask, perceive, set_weights, wait_until
+from reference import Weights, living_mask, perceive, refuses, set_weights, wait_until
 
 from nca_helpers.checkpoint import pretrained, pretrained_meta
 from nca_helpers.emoji import load_emoji
@@ -83,7 +83,7 @@ def open_page(browser, tmp_path):
     complaints, requests, addresses = [], [], []
     contexts = contextlib.ExitStack()
 
-    def open_page(nca, *, size=16, manual=True, link="", script="", **options):
+    def open_page(nca, *, size=16, manual=True, link="", script="", decoder=None, **options):
         context = contexts.enter_context(
             contextlib.closing(browser.new_context(**{"color_scheme": "light"} | options))
         )
@@ -92,7 +92,7 @@ def open_page(browser, tmp_path):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url.partition("#")[0]))
         page.add_init_script((MANUAL_FRAMES if manual else "") + script)
-        path = save_player(tmp_path / f"{len(addresses)}.html", nca, size=size)
+        path = save_player(tmp_path / f"{len(addresses)}.html", nca, size=size, decoder=decoder)
         addresses.append(path.as_uri())
         page.goto(addresses[-1] + link)
         return page
@@ -1121,3 +1121,88 @@ def test_a_wounded_lizard_grows_back(open_page):
     assert wounded > 10 * whole
     page.evaluate("player.step(300)")
     assert loss() < wounded / 10
+
+
+# The decoder
+
+
+class Decoder(nnx.Module):
+    """Notebook 04's, with random weights."""
+
+    def __init__(self, channels, hidden=12, colours=4):
+        rngs = nnx.Rngs(0)
+        self.hidden = nnx.Linear(channels + 8, hidden, rngs=rngs)
+        self.hidden.bias[...] = jnp.linspace(-0.3, 0.3, hidden)
+        self.colour = nnx.Linear(hidden, colours, rngs=rngs)
+
+
+def drawn(decoder, state, factor):
+    """Every pixel by itself, in float64, at one of the eight places of a cell along each axis."""
+    size = len(state)
+    kernels = [np.asarray(layer.kernel[...], float) for layer in (decoder.hidden, decoder.colour)]
+    biases = [np.asarray(layer.bias[...], float) for layer in (decoder.hidden, decoder.colour)]
+    padded = np.pad(state.astype(float), [(1, 1), (1, 1), (0, 0)])
+    picture = np.zeros((size * factor, size * factor, 4))
+    for pixel in np.ndindex(picture.shape[:2]):
+        place = np.array(pixel) / factor + 1 / 16 + 0.5  # in cells of `padded`
+        (up, left), (down, right) = np.floor(place).astype(int), place % 1
+        share = np.outer([1 - down, down], [1 - right, right])[..., None]
+        mixed = (share * padded[up : up + 2, left : left + 2]).sum((0, 1))
+        if mixed.any():
+            turns = 2 * np.pi * np.array([down, right, 2 * down, 2 * right])
+            told = np.concatenate([mixed, np.sin(turns), np.cos(turns)])
+            hidden = np.maximum(told @ kernels[0] + biases[0], 0)
+            picture[pixel] = mixed[:4] + hidden @ kernels[1] + biases[1]
+    return picture
+
+
+@pytest.mark.parametrize("press, factor", [(None, 4), ("Space", 8)], ids=["plays", "paused"])
+def test_sharp_is_what_the_decoder_draws(open_page, press, factor):
+    decoder = Decoder(5)
+    page = open_page(adding_nca(), size=8, decoder=decoder, script="Math.random = () => 1;")
+    state = np.zeros((8, 8, 5), np.float32)
+    state[2:5, 1:4] = np.random.default_rng(1).uniform(0, 1, (3, 3, 5))
+    state[0, 7] = 0.5, 0.2, 0.1, 0.9, -1.0  # a corner: its pixels beyond the grid are not drawn
+    page.get_by_label("View").select_option("Colour, sharp")
+    if press:
+        page.keyboard.press(press)
+    set_state(page, state)
+    turn(page)
+    state = get_state(page)
+    expected = drawn(decoder, state, factor)
+    expected = np.clip(255 * (expected[..., :3] + 1 - np.clip(expected[..., 3:], 0, 1)), 0, 255)
+    script = """() => { const canvas = document.querySelector("canvas");
+        return [canvas.width, ...canvas.getContext("2d").getImageData(0, 0, canvas.width,
+            canvas.width).data]; }"""
+    side, *shown = page.evaluate(script)
+    assert side == 8 * factor
+    shown = np.reshape(shown, (side, side, 4))[..., :3]
+    np.testing.assert_allclose(shown, expected, rtol=0, atol=0.6)
+    page.get_by_label("View").select_option("Colour")
+    turn(page)
+    assert page.evaluate("document.querySelector('canvas').width") == 8
+
+
+def test_a_page_without_a_decoder_offers_no_sharp_view(open_page):
+    page = open_page(adding_nca(), link="#view=sharp")
+    turn(page)
+    assert page.get_by_label("View").input_value() == "color"
+
+
+@pytest.mark.parametrize(
+    "decoder, words",
+    [
+        (Decoder(16), "for cells of 5 channels, got 'one for 16'"),
+        (Decoder(5, colours=3), "decoder.colour must be a layer from 12 to 4"),
+        (nnx.Linear(13, 4, rngs=nnx.Rngs(0)), "decoder must be a module with"),
+    ],
+    ids=["channels", "colours", "layers"],
+)
+def test_a_decoder_that_does_not_fit_is_refused(decoder, words):
+    refuses(lambda: player_html(adding_nca(), decoder=decoder), words)
+
+
+def test_a_decoder_that_holds_nan_is_refused():
+    decoder = Decoder(5)
+    decoder.colour.bias[...] = jnp.full(4, jnp.nan)
+    refuses(lambda: player_html(adding_nca(), decoder=decoder), "decoder")
