@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 
-.PHONY: grow test play lab bench accelerator clean
+.PHONY: grow test play lab site bench accelerator clean
 
 grow: $(READY)
 	NCA_PRESET=laptop NCA_EMOJI="$(EMOJI)" NCA_REGIME=$(REGIME) $(BIN)/python scripts/execute_notebook.py \
@@ -28,6 +28,9 @@ play: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+site: $(READY)
+	$(BIN)/python scripts/make_site.py out/site
 
 bench: $(BENCH_READY)
 	.venv-bench/bin/python benchmarks/speed.py
