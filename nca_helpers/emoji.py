@@ -1,10 +1,4 @@
-"""Targets: any emoji as a float32 RGBA array premultiplied by alpha.
-
->>> from nca_helpers.emoji import load_emoji
->>> target = load_emoji("🦎", size=40, padding=16)
->>> target.shape
-(72, 72, 4)
-"""
+"""Targets: any emoji as a float32 RGBA array premultiplied by alpha."""
 
 import contextlib
 import difflib
@@ -49,14 +43,7 @@ _CODE = r"(?:U\+|0x|\\u\{?|&#x|(?=1f[\da-f]{3}))0{,3}([\da-f]{4,5})"  # As U+1F9
 def emoji_name(emoji: str) -> str:
     """Names the file of an emoji as Noto does: its code points in hexadecimal, without U+FE0F.
 
-    Args:
-        emoji: one emoji, of one code point or of several, as `load_emoji` takes it.
-
-    Returns:
-        For example `emoji_u1f98e.png` for 🦎, `emoji_u1f469_200d_1f680.png` for 👩‍🚀.
-
-    Raises:
-        ValueError: `emoji` is not exactly one emoji.
+    For example `emoji_u1f98e.png` for 🦎, `emoji_u1f469_200d_1f680.png` for 👩‍🚀.
     """
     codes = "_".join(f"{ord(character):04x}" for character in _parse(emoji)[0])
     return f"emoji_u{codes}.png"
@@ -76,14 +63,11 @@ def emoji_url(emoji: str) -> str:
 
 
 def target_name(source: Any) -> str:
-    """Names files after a target: an emoji's Unicode name or code, a picture's own name.
+    """Names files after a target that `load_emoji` or `load_image` takes.
 
-    Args:
-        source: what `load_emoji` or `load_image` takes.
-
-    Returns:
-        Letters, digits, "_" and "-", at most 60 bytes: `lizard` for 🦎, `my_photo` for
-        `https://example.org/my%20photo.png?token=…`, `own_picture` for what has no name.
+    The name is an emoji's Unicode name or code or a picture's own, of letters, digits, "_" and "-",
+    at most 60 bytes: `lizard` for 🦎, `my_photo` for `https://example.org/my%20photo.png?token=…`,
+    `own_picture` for what has no name.
     """
     try:
         text = _parse(source)[0]
@@ -118,23 +102,18 @@ def load_emoji(
         `(size + 2 * padding, size + 2 * padding, 4)`, float32 in [0, 1], premultiplied by alpha.
 
     Raises:
-        ValueError: an argument or `NCA_OFFLINE` is not what is accepted.
         LookupError: no source has the emoji; lists what was tried and why each source failed.
     """
-    name = emoji_name(emoji)
+    text, name = _parse(emoji)[0], emoji_name(emoji)
     size, padding = check_integer("size", size, 1), check_integer("padding", padding, 0)
-    is_choice = offline is None or isinstance(offline, bool)
-    require(is_choice, "offline", "True, False or None", offline)
-    sources = {
-        "bundled": _bundled,
-        "cache": _cached,
-        "download": _offline if (_is_offline() if offline is None else offline) else _downloaded,
-        "font": render_emoji,
-    }
-    text = _parse(emoji)[0]
+    offline = _is_offline() if offline is None else offline
+    require(isinstance(offline, bool), "offline", "True, False or None", offline)
     failures = [f"emoji={text:.50} ({name:.200}) was not found; tried"]
+    sources = {"bundled": _bundled, "cache": _cached, "download": _downloaded, "font": render_emoji}
     for label, source in sources.items():
         try:
+            if offline and label == "download":
+                raise LookupError("not tried, offline")
             return to_target(source(emoji), size, padding)
         except (OSError, ValueError, LookupError, RuntimeError) as error:
             failures.append(f"{label}: {' '.join(str(error).split()):.300}")
@@ -145,9 +124,7 @@ def load_emoji(
 def render_emoji(emoji: str) -> Image.Image:
     """Draws an emoji, 128×128 RGBA, with the installed font Noto Color Emoji.
 
-    Raises:
-        ValueError: `emoji` is not exactly one emoji.
-        LookupError: the font is missing, or has no picture for the emoji.
+    Where the font is missing, or has no picture for the emoji, it raises LookupError.
     """
     match = _parse(emoji)
     if not features.check("raqm"):
@@ -220,16 +197,12 @@ def _similar(words: str) -> list[str]:
 def _near(text: str) -> list[str]:
     """Returns what is near an emoji: its parts without skin tones, or its neighbours in Unicode."""
     if len(text) == 1 or _EMOJI.fullmatch(text)["country"]:
-        around = (chr(ord(text[-1]) + step) for step in (-3, -2, -1, 1, 2, 3))
-        return [text[:-1] + end for end in around if _is_known(text[:-1] + end)]
+        around = (text[:-1] + chr(ord(text[-1]) + step) for step in (-3, -2, -1, 1, 2, 3))
+        return [near for near in around if _EMOJI.fullmatch(near) and unicodedata.name(near[0], "")]
     if code := _EMOJI.fullmatch(text)["subdivision"]:
         return ["".join(chr(ord(tag) - ord("\U000e0061") + ord("🇦")) for tag in code[:2])]
     parts = dict.fromkeys(re.sub(SKIN_TONES, "", text).split("\u200d"))
     return [part for part in parts if part not in ("", text)]
-
-
-def _is_known(text: str) -> bool:
-    return bool(_EMOJI.fullmatch(text) and unicodedata.name(text[0], ""))
 
 
 def _is_offline() -> bool:
@@ -238,10 +211,6 @@ def _is_offline() -> bool:
     accepted = f"{', '.join(yes)}, {', '.join(no[:-1])} or empty"
     require(value in yes + no, "the environment variable NCA_OFFLINE", accepted, value)
     return value in yes
-
-
-def _offline(emoji: str) -> Image.Image:
-    raise LookupError("not tried, offline")
 
 
 def _bundled(emoji: str) -> Image.Image:
@@ -265,7 +234,7 @@ def _cached(emoji: str) -> Image.Image:
         return _decode_png(path.read_bytes())
     except ValueError:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            path.unlink()
         raise
 
 
