@@ -379,12 +379,12 @@ def draw(workloads: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    if not has_remat():
-        print(f"CAX {version('cax')}, without remat: CAX 0.4.4 needs Python 3.12 or newer.")
     known = [*WORKLOADS, "race"]
     chosen = sys.argv[1:] or known
     if unknown := set(chosen) - set(known):
         sys.exit(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+    if not has_remat():
+        print(f"CAX {version('cax')}, without remat: CAX 0.4.4 needs Python 3.12 or newer.")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     device = jax.devices()[0]
     workloads = results.setdefault(device.device_kind, {})
