@@ -54,8 +54,9 @@ class Renderer(IPythonRenderer):
 def main() -> None:
     site = Path(sys.argv[1])
     shutil.rmtree(site, ignore_errors=True)
-    for file in (ROOT / "notebooks" / "images" / "lizard.gif", PARTS / "style.css"):
-        replace_file(site / file.name, file.read_bytes())
+    for file in (ROOT / "notebooks").glob("images/*"):
+        replace_file(site / "images" / file.name, file.read_bytes())
+    replace_file(site / "style.css", (PARTS / "style.css").read_bytes())
     replace_file(site / ".nojekyll", b"")  # GitHub Pages shall publish the files as they are.
     automata = models()
     nca_helpers.save_player(site / "play.html", automata)
@@ -63,7 +64,7 @@ def main() -> None:
     cards = [model_card(site, name, nca) for name, nca in automata.items()]
     notebooks = [write_notebook(site, path) for path in sorted(ROOT.glob("notebooks/*.ipynb"))]
     lead = from_readme(r"\n\n(One cell, and a rule.*?)\n\n")
-    width, height = Image.open(site / "lizard.gif").size
+    width, height = Image.open(site / "images" / "lizard.gif").size
     content = fill(
         "index.html",
         lead=lead,
