@@ -19,9 +19,10 @@ from typing import Any
 from urllib.parse import quote
 
 import jax
+import mediapy
 import nbformat
 import numpy as np
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from latex2mathml.converter import convert
 from make_gallery import models
 from nbconvert.exporters import HTMLExporter
@@ -35,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = Path(__file__).parent / "site"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
+MARK = ".nojekyll"  # GitHub Pages publishes the files as they are. It also tells a site of ours.
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -53,11 +55,13 @@ class Renderer(IPythonRenderer):
 
 def main() -> None:
     site = Path(sys.argv[1])
+    if site.exists() and not (site / MARK).exists():
+        sys.exit(f"{site} is there and is no site: name a folder that may be replaced")
     shutil.rmtree(site, ignore_errors=True)
+    replace_file(site / MARK, b"")
     for file in (ROOT / "notebooks").glob("images/*"):
         replace_file(site / "images" / file.name, file.read_bytes())
     replace_file(site / "style.css", (PARTS / "style.css").read_bytes())
-    replace_file(site / ".nojekyll", b"")  # GitHub Pages shall publish the files as they are.
     automata = models()
     nca_helpers.save_player(site / "play.html", automata)
     nca_helpers.save_breed(site / "breed.html", next(iter(automata.values())))
@@ -85,21 +89,18 @@ def model_card(site: Path, name: str, nca: nca_helpers.NCA) -> str:
     state = nca_helpers.seed_state(48, 48, nca.channels)
     num_steps = nca_helpers.pretrained_meta(emoji, regime)["num_steps"]
     grown = nca_helpers.rollout(nca, state, jax.random.key(0), num_steps)
-    picture = io.BytesIO()
-    pixels = (255 * np.asarray(nca_helpers.to_rgb(grown))).round().astype(np.uint8)
-    Image.fromarray(pixels).save(picture, format="PNG")
+    picture = mediapy.compress_image(mediapy.to_uint8(np.asarray(nca_helpers.to_rgb(grown))))
     file = f"{'-'.join(f'{ord(character):x}' for character in emoji)}_{regime}.png"
-    replace_file(site / file, picture.getvalue())
+    replace_file(site / file, picture)
     return fill("model.html", name=name, file=file, link=f"play.html#model={quote(name)}")
 
 
 def write_notebook(site: Path, path: Path) -> str:
     """Writes a notebook's page; returns its entry on the front page."""
     soup = notebook_soup(path)
-    title, lead = (
-        soup.h1.get_text().removesuffix("#"),
-        soup.h1.find_next_siblings("p")[1].get_text(),
-    )
+    title = soup.h1.get_text().removesuffix("#")
+    # The first paragraph that is more than badges.
+    lead = next(p for p in map(Tag.get_text, soup.h1.find_next_siblings("p")) if len(p) > 80)
     badges = [str(link) for link in soup.select("a") if link.get_text().startswith("Open in ")]
     write_page(site / f"{path.stem}.html", title, lead, str(soup), kind="notebook")
     result = from_readme(rf"\({path.parent.name}/{path.name}\) \| (.*?) \|")

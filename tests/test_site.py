@@ -2,7 +2,9 @@
 
 import re
 import runpy
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -50,9 +54,8 @@ def test_every_link_leads_somewhere(site):
         for link in links:
             parts = urlsplit(link)
             if parts.scheme == "data" or link.startswith("https://"):
-                blob = re.fullmatch(r"https://github\.com/[^/]+/[^/]+/blob/main/([^#]+).*", link)
-                ours = blob and "growing-nca-notebooks" in link
-                assert not ours or (ROOT / unquote(blob[1])).exists(), (name, link)
+                ours = re.fullmatch(rf"{re.escape(REPOSITORY)}/blob/main/([^#]+).*", link)
+                assert not ours or (ROOT / unquote(ours[1])).exists(), (name, link)
                 continue
             assert not parts.scheme, (name, link)
             target = parts.path or name
@@ -115,3 +118,11 @@ def test_pages_are_complete_without_javascript(site, browser):
     page.goto((site / "02_growing_with_pgpe.html").as_uri())
     assert page.locator("math").first.bounding_box()["height"] > 5
     context.close()
+
+
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("four years")
+    command = [sys.executable, ROOT / "scripts" / "make_site.py", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and "is no site" in ran.stderr
+    assert (tmp_path / "thesis.tex").exists()
