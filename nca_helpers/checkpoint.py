@@ -31,7 +31,7 @@ from nca_helpers.model import NCA, has_own_rule, set_weights, weight_shapes, wei
 _FORMAT = 1
 
 _PRETRAINED = resources.files("nca_helpers") / "data" / "pretrained"
-_REGIMES = ("growing", "persistent", "regenerating", "evolved")
+_REGIMES = ("growing", "persistent", "regenerating", "evolved", "many")
 
 Source = str | os.PathLike | Traversable | BinaryIO
 
@@ -92,8 +92,9 @@ def load_meta(source: Source) -> dict[str, Any]:
 def pretrained(emoji: str, regime: str) -> NCA:
     """Loads an automaton that comes with the package, by what it grows and how it was trained.
 
-    Regimes are `"growing"`, `"persistent"`, `"regenerating"` (Distill's three) and `"evolved"`.
-    Where there is no such automaton, the error lists those that there are.
+    Regimes are `"growing"`, `"persistent"`, `"regenerating"` (Distill's three), `"evolved"`, and
+    `"many"`, which grows others too, from seeds that hold their `codes`, in its meta. Where there
+    is no such automaton, the error lists those that there are.
     """
     return load_nca(_pretrained_file(emoji, regime))
 

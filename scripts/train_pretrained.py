@@ -17,7 +17,10 @@ from nca_helpers import emoji_name, load_meta, load_nca, save_nca
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_GRADIENTS = ROOT / "notebooks" / "01_growing_with_gradients.ipynb"
-BY_EVOLUTION = ROOT / "notebooks" / "02_growing_with_pgpe.ipynb"
+OTHERS = {
+    "evolved": ROOT / "notebooks" / "02_growing_with_pgpe.ipynb",
+    "many": ROOT / "notebooks" / "04_beyond_one_lizard.ipynb",
+}
 PRETRAINED = ROOT / "nca_helpers" / "data" / "pretrained"
 
 # Cells that are put behind those of the notebook whose name they bear. The lizards are as large as
@@ -37,6 +40,7 @@ MODELS = {
     ("🦎", "persistent"): {"config": LARGE.format(3_000)},
     ("🦎", "regenerating"): {"config": LARGE.format(3_000), "prepare": HALVES},
     ("🦎", "evolved"): {},
+    ("🦎", "many"): {},
     ("🦋", "persistent"): {},
     ("🐠", "persistent"): {},
     ("🐞", "persistent"): {},
@@ -50,7 +54,7 @@ def train(emoji: str, regime: str) -> Path:
     folder = ROOT / "out" / f"{code}_{regime}"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"NCA_PRESET": "laptop", "NCA_EMOJI": emoji, "NCA_REGIME": regime}
-    notebook = BY_EVOLUTION if regime == "evolved" else BY_GRADIENTS
+    notebook = OTHERS.get(regime, BY_GRADIENTS)
     execute(with_cells(notebook, MODELS[emoji, regime]), folder / notebook.name, folder)
 
     (trained,) = (folder / "out").glob("*.npz")
@@ -60,7 +64,7 @@ def train(emoji: str, regime: str) -> Path:
 
 
 def with_cells(notebook: Path, added: dict[str, str]) -> nbformat.NotebookNode:
-    """Returns a notebook with code cells added, each behind the cell whose name it bears."""
+    """Returns a notebook up to `save`, with code cells added, each behind the one named."""
     original = nbformat.read(notebook, as_version=4)
     if unknown := added.keys() - {cell.id for cell in original.cells}:
         raise LookupError(f"{notebook.name} has no cells {', '.join(sorted(unknown))}")
@@ -69,6 +73,8 @@ def with_cells(notebook: Path, added: dict[str, str]) -> nbformat.NotebookNode:
         cells.append(cell)
         if cell.id in added:
             cells.append(nbformat.v4.new_code_cell(added[cell.id]))
+        if cell.id == "save":  # In notebook 04 other models follow.
+            break
     original.cells = cells
     return original
 

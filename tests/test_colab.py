@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = {
     FOLDER / "01_growing_with_gradients.ipynb": ("download", "{name}"),
     FOLDER / "02_growing_with_pgpe.ipynb": ("download", "{name}_evolved"),
+    FOLDER / "04_beyond_one_lizard.ipynb": ("download", "{name}_many"),
 }
 
 

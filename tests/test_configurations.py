@@ -27,7 +27,7 @@ IMPOSSIBLE = [
     ("00", "samples=2", "samples=0", "samples must be an integer of at least 1, got 0"),
     *(
         (notebook, "seed = 0", "seed = -1", "seed must be an integer from 0")
-        for notebook in ("00", "01")
+        for notebook in ("00", "01", "04")
     ),
     ("01", "seed = 0", "seed = 0.5", "seed must be an integer from 0 to 2147483647, got 0.5"),
     ("01", 'regime = "persistent"', 'regime = "still"', "regime must be one of growing, pers"),
@@ -35,6 +35,11 @@ IMPOSSIBLE = [
     ("01", "batch_size=2", "batch_size=9", "batch_size must be an integer from 2 to 8, got 9"),
     ("01", "steps=(4, 6)", "steps=(6, 4)", r"steps must be \(least, most\), got \(6, 4\)"),
     ("01", "steps=(4, 6)", "steps=(0, 6)", r"steps must be \(least, most\), got \(0, 6\)"),
+    ("04", 'others = "🎄', 'others = "🦎', "emoji and others must be 2 to 4 emoji, no two alike"),
+    ("04", 'others = "🎄', 'others = "🐠 🎄', "no two alike, got '🦎 🐠 🎄 👁 ❤️'"),
+    ("04", "steps=(4, 6)", "steps=(6, 4)", r"steps must be \(least, most\), got \(6, 4\)"),
+    ("04", "pool=8", "pool=1", "pool must be an integer of at least 2, got 1"),
+    ("04", "held_out=4", "held_out=1", "held_out must be an integer of at least 2, got 1"),
     ("03", "population_size=16", "population_size=15", "population_size must be even, got 15"),
     ("03", "per_device=8", "per_device=2", "per_device must be an integer of at least 4"),
     ("03", "repeats=2", "repeats=0", "repeats must be an integer of at least 1, got 0"),
