@@ -28,7 +28,6 @@ from nca_helpers import (
     robustness,
     use_every_core,
 )
-from nca_helpers.damage import SIDES
 from nca_helpers.files import replace_file
 
 use_every_core()
@@ -54,7 +53,10 @@ def wounds(size: int, centre: int) -> dict:
     off_centre = (centre - size / 6, centre - size / 6)
     return {
         "none": lambda states, key: states,
-        **{f"{side} half": lambda states, key, side=side: halve(states, side) for side in SIDES},
+        **{
+            f"{side} half": lambda states, key, side=side: halve(states, side)
+            for side in ("left", "right", "top", "bottom")
+        },
         **{
             f"circle, radius {round(100 * share)} %": lambda states, key, share=share: circle(
                 states, off_centre, share * size

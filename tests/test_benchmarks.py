@@ -1,5 +1,7 @@
 """The benchmarks measure equal work, and the README says what they measured."""
 
+import ast
+import importlib
 import json
 import re
 import subprocess
@@ -130,3 +132,16 @@ def test_notebook_03_shows_what_evolved_under_the_two_exchanges():
     results = json.loads((BENCHMARKS / "exchanges.json").read_text(encoding="utf-8"))
     notebook = nbformat.read(ROOT / "notebooks" / "03_scaling_on_tpu.ipynb", 4)
     assert exchanges.table(results) in "".join(cell.source for cell in notebook.cells)
+
+
+PROGRAMS = [
+    path for name in ("benchmarks", "experiments", "scripts") for path in ROOT.glob(f"{name}/*.py")
+]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_what_a_program_takes_from_the_package_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "nca_helpers":
+            module = importlib.import_module(node.module)
+            assert not [name.name for name in node.names if not hasattr(module, name.name)]
