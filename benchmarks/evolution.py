@@ -150,7 +150,7 @@ class Problem:
             "02_growing_with_pgpe.ipynb",
             last="held-out",
             after={"config": lambda names: names["config"].update(changes)},
-            without=("evojax", "ask-tell"),
+            without=("ask-tell", "by-hand"),
         )
         self.cells = math.prod(self.names["first"].shape[:2])
         self.steps = self.names["loss_steps"][-1]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from notebook_cells import SHOWN, run_cells
 
 from nca_helpers import NCA, population_fitness, rollout, rollout_cpu, use_every_core
@@ -139,9 +140,10 @@ def evolution_names(problem: dict) -> dict:
 
     def set_weights(names):
         names["graph"], names["weights"] = nnx.split(to_nca(problem))
+        names["centre"], names["unravel"] = ravel_pytree(names["weights"])
 
     after = {"config": set_config, "target": set_first, "model": set_weights}
-    without = ("evojax", "ask-tell")
+    without = ("ask-tell", "by-hand")
     return run_cells("02_growing_with_pgpe.ipynb", "generations", after, without)
 
 

@@ -27,6 +27,10 @@ states = cut = losses = seeds = None  # A check's own names, too.
 nca, healed = nca_helpers.pretrained("🦎", "persistent"), [jnp.stack(8 * [first])]
 held_out_key, longest = jax.random.key(1), 6
 """,
+    "02_growing_with_pgpe": """
+pgpe_state = stay_state = first_state
+evolved = nca_helpers.pretrained("🦎", "evolved")
+""",
 }
 
 
