@@ -20,6 +20,7 @@ from notebook_cells import SHOWN  # noqa: E402
 
 NOTEBOOK = NOTEBOOKS / "01_growing_with_gradients.ipynb"
 RESUME = ("resume = False", "resume = True")
+BESIDE = ("by-hand", "pgpe-loop", "direction")  # Cells of notebook 02 that its loop does not need.
 PATIENCE = 300  # seconds; a slow machine compiles for long
 
 
@@ -79,7 +80,7 @@ def code_cells(path, **replacements):
     """The sources of the code cells that do more than show, with some of their text replaced."""
     cells = nbformat.read(path, 4).cells
     sources = {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
-    for name in SHOWN:
+    for name in (*SHOWN, *BESIDE):
         sources.pop(name, None)
     for name, (old, new) in replacements.items():
         assert old in sources[name], f"{old} is not in the cell {name}"
