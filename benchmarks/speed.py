@@ -369,7 +369,7 @@ def draw(workloads: dict[str, Any], path: Path) -> None:
             axes.plot(numbers["ratio"], row, "o", color=COLOURS[rival])
     for rival, colour in COLOURS.items():
         axes.plot([], [], "o", color=colour, label=NAMES[rival])
-    figure.legend(loc="outside upper center", ncols=len(COLOURS), frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     axes.set(xscale="log", xlabel="time, in times of this project's")
     axes.set_yticks(range(len(workloads)), [entry["title"] for entry in workloads.values()])
     axes.invert_yaxis()
