@@ -156,9 +156,12 @@ def test_a_process_that_hangs_in_python_ends_all(folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(folder / "hangs"))
     patience = "--patience", "5"
     with started(folder, "hung", *RUNNING, *patience, processes=2) as cluster:
-        said = end(cluster, 1)
+        said = [process.communicate(timeout=PATIENCE)[0] for process in cluster]
+        codes = [process.returncode for process in cluster]
     assert all("Timeout (0:00:05)" in text for text in said)
-    assert "in hang_once" in said[1], "where it hangs"
+    # Then it reads the stacks of threads that run; now and then that ends the process by itself.
+    assert set(codes) <= {1, -signal.SIGSEGV}, said
+    assert "in hang_once" in said[1] or codes[1] != 1, "where it hangs"
 
 
 def test_a_host_that_cannot_resolve_its_own_name_is_told(monkeypatch):
