@@ -158,10 +158,13 @@ def test_a_process_that_hangs_in_python_ends_all(folder, monkeypatch):
     with started(folder, "hung", *RUNNING, *patience, processes=2) as cluster:
         said = [process.communicate(timeout=PATIENCE)[0] for process in cluster]
         codes = [process.returncode for process in cluster]
-    assert all("Timeout (0:00:05)" in text for text in said)
-    # Then it reads the stacks of threads that run; now and then that ends the process by itself.
-    assert set(codes) <= {1, -signal.SIGSEGV}, said
-    assert "in hang_once" in said[1] or codes[1] != 1, "where it hangs"
+    assert all(codes), said
+    # Whose clock runs out first is chance. The other ends by its own, or notices.
+    told = r"Timeout \(0:00:05\)|heartbeat|another (process is gone|task died)"
+    assert all(re.search(told, text, re.I) for text in said), said
+    assert any("Timeout (0:00:05)" in text for text in said), said
+    # The dump reads the stacks of threads that run; now and then that crashes, and ends it, too.
+    assert codes[1] != 1 or "in hang_once" in said[1], "where it hangs"
 
 
 def test_a_host_that_cannot_resolve_its_own_name_is_told(monkeypatch):
