@@ -8,6 +8,7 @@ one place, `spread`: over the mesh in force (`jax.set_mesh`) or given, or over a
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,9 @@ def use_every_core() -> Mesh:
     `jax.set_mesh` puts the mesh of all local devices, which is returned, in force: a rollout inside
     a train step's jit then spreads its batch, and arrays lie on all devices from the beginning, so
     that the second step compiles nothing.
+
+    On several devices of a CPU a loop has to look at a number now and then, as `Progress` and the
+    solvers' `tell` do: see `keep_pace`.
     """
     before = jax.config.jax_num_cpu_devices
     given = before >= 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -84,7 +88,7 @@ def use_every_core() -> Mesh:
         # Any change is refused once JAX runs, which no public function tells.
         jax.config.update("jax_num_cpu_devices", max(before, 0) + 1)
         jax.config.update("jax_num_cpu_devices", before if given else cores)
-        # One program at a time: several at once may wait for each other's cores for ever.
+        # One program at a time where XLA can; where it cannot, `keep_pace`.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     devices = jax.local_devices()
     print(f"{len(devices)} × {devices[0].device_kind}, JAX {jax.__version__}")
@@ -94,6 +98,23 @@ def use_every_core() -> Mesh:
             "this process, restart the kernel and run this cell first."
         )
     return Mesh(np.array(devices), ("device",))
+
+
+def keep_pace(function: Callable) -> Callable:
+    """Has a function wait for its arguments, so that a loop of such calls does not run ahead.
+
+    XLA launches and runs the programs of several CPU devices on as many threads as there are
+    devices. Once 32 programs wait, launches of further ones hold all threads, for ever; XLA ends
+    the process after 40 seconds (JAX 0.7.2 and 0.10.2). A GPU or TPU is not waited for.
+    """
+
+    @functools.wraps(function)
+    def waits(*args, **kwargs):
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready((args, kwargs))
+        return function(*args, **kwargs)
+
+    return waits
 
 
 def find_mesh(arrays: Any, mesh: Mesh | None = None, *, inside_jit: bool) -> AnyMesh | None:

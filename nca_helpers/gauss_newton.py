@@ -28,6 +28,7 @@ import optax
 from jax import Array
 
 from nca_helpers.checks import check_integer, check_number, require
+from nca_helpers.devices import keep_pace
 from nca_helpers.pgpe import check_start, generation_keys
 
 Evaluate = Callable[[Array, Array], Array]
@@ -106,6 +107,7 @@ class GaussNewton:
         """
         return jnp.broadcast_to(generation_keys(state, 3)[1], self.population_size)
 
+    @keep_pace
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def tell(
         self, state: GaussNewtonState, residuals: Array, evaluate: Evaluate | None = None

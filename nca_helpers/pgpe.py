@@ -36,6 +36,7 @@ import optax
 from jax import Array
 
 from nca_helpers.checks import check_integer, check_key, check_number, require
+from nca_helpers.devices import keep_pace
 
 
 class PGPEState(NamedTuple):
@@ -104,6 +105,7 @@ class PGPE:
         """The generation's keys for the fitness, (population_size,); see `pair_keys`."""
         return pair_keys(generation_keys(state)[1], self.population_size)
 
+    @keep_pace
     @functools.partial(jax.jit, static_argnums=0)
     def tell(self, state: PGPEState, fitness: Array) -> PGPEState:
         """Returns the next generation's state: the centre nearer to the fitter members.

@@ -26,7 +26,16 @@ from nca_helpers.player import player_html, save_player, show_player
 MANUAL_FRAMES = """
     let next = null;
     window.requestAnimationFrame = (callback) => { next = callback; };
-    window.turnFrames = (count) => { for (; count > 0; count--) next(); };
+    // Within a frame time stands still: a busy machine would run out of the frame's budget.
+    const now = performance.now.bind(performance);
+    window.turnFrames = (count) => {
+        for (; count > 0; count--) {
+            const start = now();
+            performance.now = () => start;
+            next();
+            performance.now = now;
+        }
+    };
 """
 
 

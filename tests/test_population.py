@@ -487,6 +487,47 @@ def eight(tmp_path_factory) -> dict:
     return found
 
 
+FREE_LOOP = """
+import jax, jax.numpy as jnp, optax
+from nca_helpers import {solver}, population_fitness, population_residuals, use_every_core
+
+assert use_every_core().size == 2
+solver = {solver}(population_size=8, **{settings})
+def score(vector, _):
+    pulled = lambda _, v: v + 0.001 * jnp.tanh(jnp.outer(v, v) @ v)
+    lacks = jax.lax.fori_loop(0, 100, pulled, vector)
+    return {score}
+told = jax.jit(lambda members, keys: {told}(score, members, keys))
+state = solver.init(jnp.ones(200), jax.random.key(0), init_stdev=0.1)
+for _ in range(300):
+    state = solver.tell(state, 2 * told(solver.ask(state), solver.keys(state)))
+print(int(state.generation))
+"""
+
+
+@pytest.mark.parametrize(
+    ("solver", "settings", "told", "score"),
+    [
+        ("PGPE", "dict(optimizer=optax.sgd(0.1))", "population_fitness", "-jnp.sum(lacks**2)"),
+        ("GaussNewton", "dict(forgetting=0.1)", "population_residuals", "lacks"),
+    ],
+)
+def test_a_loop_that_looks_at_nothing_does_not_hang(solver, settings, told, score):
+    """Without `keep_pace` XLA ends it after 40 seconds: too many programs wait for its threads."""
+    source = FREE_LOOP.format(solver=solver, settings=settings, told=told, score=score)
+    root = str(Path(population_module.__file__).parents[1])
+    ours = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": root}
+    ran = subprocess.run(
+        [sys.executable, "-c", source],
+        env=os.environ | ours,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.stdout.endswith("300\n"), ran.stderr[:2000]
+
+
 def expected_scores(size: int) -> np.ndarray:
     return plain_loop(simple_fitness, make_population(size), make_keys(size))
 
