@@ -103,9 +103,9 @@ def use_every_core() -> Mesh:
 def keep_pace(function: Callable) -> Callable:
     """Has a function wait for its arguments, so that a loop of such calls does not run ahead.
 
-    XLA launches and runs the programs of several CPU devices on as many threads as there are
-    devices. Once 32 programs wait, launches of further ones hold all threads, for ever; XLA ends
-    the process after 40 seconds (JAX 0.7.2 and 0.10.2). A GPU or TPU is not waited for.
+    XLA launches and runs the programs of several CPU devices on the same threads, one a core. Once
+    32 programs wait, launches of further ones hold all threads, for ever; XLA ends the process
+    after 40 seconds (JAX 0.7.2 and 0.10.2). A GPU or TPU is not waited for.
     """
 
     @functools.wraps(function)

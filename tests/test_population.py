@@ -517,6 +517,7 @@ def test_a_loop_that_looks_at_nothing_does_not_hang(solver, settings, told, scor
     source = FREE_LOOP.format(solver=solver, settings=settings, told=told, score=score)
     root = str(Path(population_module.__file__).parents[1])
     ours = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": root}
+    ours["PJRT_NPROC"] = "2"  # XLA's threads, as on two cores: with more it would seldom hang.
     ran = subprocess.run(
         [sys.executable, "-c", source],
         env=os.environ | ours,
