@@ -58,7 +58,7 @@ class Stage(NamedTuple):
 
 SMALL = Stage(16, 2, (20, 30, 40), 60)
 LADDER = [
-    SMALL,
+    SMALL._replace(generations=200),
     Stage(20, 4, (25, 35, 45), 20),
     Stage(24, 4, (30, 42, 54), 20),
     Stage(28, 4, (35, 49, 63), 20),

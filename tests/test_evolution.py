@@ -106,7 +106,7 @@ def test_evolved_lizard_is_nearer_to_a_lizard_than_to_any_impostor(lizard):
     assert [list(album)[i] for i in distances.argmin(1)] == ["🦎"] * 20
 
 
-def test_evolved_lizard_is_there_at_four_times_its_horizon_and_heals_a_half():
+def test_evolved_lizard_is_no_worse_at_four_times_its_horizon_and_heals_a_half():
     nca, meta = pretrained("🦎", "evolved"), pretrained_meta("🦎", "evolved")
     grid, horizon = meta["size"] + 2 * meta["padding"], meta["num_steps"]
     seeds = jnp.broadcast_to(seed_state(grid, grid), (20, grid, grid, 16))
@@ -114,5 +114,6 @@ def test_evolved_lizard_is_there_at_four_times_its_horizon_and_heals_a_half():
     later = rollout(nca, grown, jax.random.key(2), 3 * horizon)
     healed = rollout(nca, halve(grown, "left"), jax.random.key(3), 2 * horizon)
     cut = share_of_empty(halve(grown, "left")[..., :4], meta)
-    assert np.median(share_of_empty(later[..., :4], meta)) <= 0.1
-    assert np.median(share_of_empty(healed[..., :4], meta)) <= 0.1 < 0.3 < np.median(cut)
+    young, old = (share_of_empty(states[..., :4], meta) for states in (grown, later))
+    assert (old <= young).sum() >= 18
+    assert np.median(share_of_empty(healed[..., :4], meta)) <= 0.05 < 0.3 < np.median(cut)
