@@ -6,8 +6,8 @@
 
 From a random rule the cells at 40 pixels do not get farther than a green cloud, whose border moves
 too slowly to reach the loss steps (0.68 of an empty grid's loss). So a lizard climbs a ladder: each
-rung begins with what the one before has evolved. Three things make it work, each seen once, by hand,
-on one core of an Intel Xeon:
+rung begins with what the one before has evolved. Three things make it work, each seen once, by
+hand, on one core of an Intel Xeon:
 
 * Four pixels apart. From 16 pixels straight to 24 the loss begins at 0.48 and is 0.160 after ten
   generations; by way of 20 it begins at 0.24 and is 0.093.
@@ -21,8 +21,8 @@ on one core of an Intel Xeon:
 Where it stops. With loss after 50, 70 and 90 steps it comes to 0.135 at 40 pixels, in 18 minutes.
 The EvoJAX notebook asks for loss after 30, 60 and 90 steps: 0.208, and no less in 30 generations
 more (`40-last`). After 30 steps alone it is 0.37, after 90 it is 0.128. Eight hidden units more,
-begun at zero, did not help in ten generations (by hand). The EvoJAX notebook's recipe with its 8,336 weights
-is at 0.54 after as many CPU seconds.
+begun at zero, did not help in ten generations (by hand). The EvoJAX notebook's recipe with
+its 8,336 weights is at 0.54 after as many CPU seconds.
 
 evolve_pictures.csv beside this file has what was seen: 16 pixels with keys 1 and 2 on both cores,
 alone on the machine; both recipes at 40 pixels on one core each (`taskset -c 0`), with other work
