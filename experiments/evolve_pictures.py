@@ -71,7 +71,7 @@ class Stage(NamedTuple):
 
 
 SMALL = Stage(16, 2, (20, 30, 40), 60)
-LAST = Stage(40, 4, (30, 60, 90), 40)  # The EvoJAX notebook's own.
+LAST = Stage(40, 4, (30, 60, 90), 20)  # The EvoJAX notebook's own.
 PROBLEMS = {
     "16": [SMALL._replace(generations=200)],
     "24": [SMALL, Stage(24, 4, (30, 40, 50), 300)],
@@ -83,6 +83,7 @@ PROBLEMS = {
         Stage(32, 4, (40, 56, 72), 20),
         Stage(36, 4, (45, 63, 81), 20),
         Stage(40, 4, (50, 70, 90), 20),
+        Stage(40, 4, (30, 45, 60), 20),
         LAST,
     ],
     "40-last": [LAST],
