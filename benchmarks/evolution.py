@@ -1,6 +1,6 @@
 """Notebook 02's experiments: what makes evolution work, other solvers, and gradients beside it.
 
-    python benchmarks/evolution.py                     all, under two hours on two CPU cores
+    python benchmarks/evolution.py                     all, two hours and more on two CPU cores
     python benchmarks/evolution.py recipes 0           one experiment with one key
 
 The problem, target, cell, fitness and evaluation, is notebook 02's at its preset `laptop`: its own
