@@ -1118,7 +1118,7 @@ def test_a_lizard_grows_from_the_seed(open_page):
 
 def test_a_wounded_lizard_grows_back(open_page):
     page, loss = open_lizard(open_page, "regenerating")
-    page.evaluate("player.step(400)")  # After 200, one body in twelve is still growing.
+    page.evaluate("player.step(400)")  # After 200, now and then one is still growing.
     whole = loss()
     middle = stats(page)["size"] // 2
     slide(page, "Brush size", 7)
