@@ -181,7 +181,7 @@ def pictures(tiny: bool, deadline: float) -> Rows:
     stages = evolve_pictures.PROBLEMS["40"]
     if tiny:
         stages = [evolve_pictures.Stage(6, 1, (1, 2), 10)]
-    nca = nca_helpers.NCA(hidden=2 if tiny else 16, rngs=nnx.Rngs(0))
+    nca = nca_helpers.NCA(hidden=2 if tiny else 24, rngs=nnx.Rngs(0))
     spent = {"generation": 0, "candidates": 0, "seconds": 0.0, "cpu_seconds": 0.0}
     started = time.perf_counter()
     for stage in stages:
